@@ -1,0 +1,33 @@
+"""The one attention entry point of the library."""
+
+import jax
+import jax.numpy as jnp
+
+
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """Scaled dot-product attention, softmax(q kᵀ / √d) v, with the softmax in float32 (arXiv 1706.03762, eq. 1).
+
+    Args:
+      q: [B, N, heads, d] queries, float32 or bfloat16.
+      k: [B, M, heads, d] keys, same dtype.
+      v: [B, M, heads, d] values, same dtype.
+      mask: [B, M] bool, True where a key may be attended to; None allows all.
+
+    Returns:
+      [B, N, heads, d], the dtype of `v`.
+    """
+    batch, queries, heads, d = q.shape
+
+    # One merged batch axis lets XLA's CPU backend emit plain batched matrix products; with B and heads apart its
+    # backward pass transposes every operand again.
+    def merge(x: jax.Array) -> jax.Array:
+        return x.swapaxes(1, 2).reshape(batch * heads, x.shape[1], d)  # [B·heads, N, d]
+
+    q, k, v = merge(q * jnp.asarray(d**-0.5, q.dtype)), merge(k), merge(v)
+    logits = jnp.einsum("bnd,bmd->bnm", q, k, preferred_element_type=jnp.float32)  # [B·heads, N, M]
+    if mask is not None:
+        allowed = jnp.broadcast_to(mask[:, None, None, :], (batch, heads, 1, mask.shape[1]))
+        logits = jnp.where(allowed.reshape(batch * heads, 1, -1), logits, jnp.finfo(logits.dtype).min)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    out = jnp.einsum("bnm,bmd->bnd", weights, v)  # [B·heads, N, d]
+    return out.reshape(batch, heads, queries, d).swapaxes(1, 2)  # [B, N, heads, d]

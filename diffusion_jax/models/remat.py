@@ -1,0 +1,29 @@
+"""Rematerialisation policies by name: what a block keeps for its backward pass."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+
+RematPolicy = Literal["none", "dots", "full"]
+
+
+def remat(function: Callable, policy: RematPolicy) -> Callable:
+    """Wraps the body of a scan over blocks in `jax.checkpoint`.
+
+    Args:
+      function: the body.
+      policy: `"none"` keeps every intermediate (fastest, most memory); `"dots"` keeps the results of matrix products
+        with weights and recomputes attention, norms and activations; `"full"` keeps only the block's input.
+
+    Returns:
+      A function of the same signature and value.
+    """
+    if policy == "none":
+        return function
+    saveable = {
+        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        "full": jax.checkpoint_policies.nothing_saveable,
+    }[policy]
+    # Inside a scan XLA cannot merge the recomputation with the forward pass, so the barrier against it only costs.
+    return jax.checkpoint(function, policy=saveable, prevent_cse=False)

@@ -1,0 +1,48 @@
+"""Partition rules: which axis of which parameter is split over which mesh axis."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from diffusion_jax.errors import UserError
+
+PartitionRules = Sequence[tuple[str, PartitionSpec]]
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """The name of a leaf, "blocks/attn/qkv/kernel", from its JAX key path; the `.value` of NNX variables is left out."""
+    parts = [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path]
+    return "/".join(part for part in parts if part != "value")
+
+
+def make_shardings(tree: Any, rules: PartitionRules, mesh: Mesh) -> Any:
+    """Applies partition rules to a tree of arrays: parameters, and with the same rules their gradients, Adam moments and EMA.
+
+    Args:
+      tree: arrays or `jax.ShapeDtypeStruct`s.
+      rules: (regular expression, spec) pairs; the first expression found in a leaf's name decides. No match, or a
+        scalar: replicated.
+      mesh: the mesh.
+
+    Returns:
+      The same tree with `NamedSharding` leaves.
+
+    Raises:
+      UserError: a mesh axis does not divide the array axis it is to split.
+    """
+
+    def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        name = path_name(path)
+        spec = next((spec for pattern, spec in rules if leaf.ndim and re.search(pattern, name)), PartitionSpec())
+        for axis, mesh_axis in enumerate(spec):
+            if mesh_axis is not None and leaf.shape[axis] % mesh.shape[mesh_axis]:
+                raise UserError(
+                    f"mesh.{mesh_axis}={mesh.shape[mesh_axis]} does not divide axis {axis} of {name} "
+                    f"{tuple(leaf.shape)}: use a divisor of {leaf.shape[axis]}"
+                )
+        return NamedSharding(mesh, spec)
+
+    return jax.tree_util.tree_map_with_path(sharding, tree)

@@ -4,14 +4,14 @@ A table is a sequence of `Entry`. Each pairs one of our parameters with the tens
 numbers elsewhere, so the same lines import and export:
 
     entries = [
-        *linear("blocks.{i}.attn.qkv", "blocks.attn.qkv"),      # {i}: our blocks are one module with a leading axis
+        *linear("blocks.{i}.mlp.fc1", "blocks/mlp/fc1"),  # {i}: our blocks are one module with a leading axis
         *conv("x_embedder.proj", "patch_embed", transform=ConvAsLinear(patch_size)),
-        Entry("y_embedder.embedding_table.weight", "label_embed.embedding"),
+        Entry("y_embedder.embedding_table.weight", "label_embed/table/embedding"),
     ]
     model = load_state_dict(jax.eval_shape(make_model), state_dict, entries)
     state_dict = dump_state_dict(model, entries)
 
-Our parameters are named by their path in the module: attributes and list positions joined by dots.
+Our parameters go by the names that partition rules use: attributes and list positions joined by slashes.
 """
 
 import dataclasses
@@ -23,6 +23,7 @@ import jax
 import numpy as np
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.parallel.partition import path_name
 
 Module = TypeVar("Module")
 
@@ -102,7 +103,7 @@ class Entry:
     Attributes:
       theirs: their name. With `{i}` it stands for one tensor per layer, stacked along the leading axis of ours. Several
         names stand for equal parts joined along the first axis of their layout (separate q, k, v of one qkv).
-      ours: the path of our parameter, such as "blocks.attn.qkv.kernel".
+      ours: the path of our parameter, such as "blocks/attn/qkv/kernel".
       transform: from their layout (of one layer, parts joined) to ours.
       copies: further names that must hold exactly the same tensor; written on export too. Only with one `theirs`.
     """
@@ -140,9 +141,9 @@ def norm(theirs: str, ours: str, *, bias: bool = True) -> list[Entry]:
 
 def _layer(theirs: str | tuple[str, ...], ours: str, weight: str, transform: Transform, bias: bool) -> list[Entry]:
     names = (theirs,) if isinstance(theirs, str) else theirs
-    entries = [Entry(tuple(f"{name}.weight" for name in names), f"{ours}.{weight}", transform)]
+    entries = [Entry(tuple(f"{name}.weight" for name in names), f"{ours}/{weight}", transform)]
     if bias:
-        entries.append(Entry(tuple(f"{name}.bias" for name in names), f"{ours}.bias"))
+        entries.append(Entry(tuple(f"{name}.bias" for name in names), f"{ours}/bias"))
     return entries
 
 
@@ -153,9 +154,9 @@ def parameter_paths(module: Any) -> dict[str, Any]:
       module: an NNX module of arrays or of `jax.ShapeDtypeStruct`.
 
     Returns:
-      Path such as "blocks.attn.qkv.kernel" or "levels.0.conv.bias" to leaf.
+      Path such as "blocks/attn/qkv/kernel" or "levels/0/conv/bias" to leaf.
     """
-    return {_path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(module)[0]}
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(module)[0]}
 
 
 def load_state_dict(
@@ -189,7 +190,7 @@ def load_state_dict(
     _check_names(wanted, spare, state_dict, source)
 
     loaded = {entry.ours: _import(entry, leaves[entry.ours], state_dict, source) for entry in entries}
-    return jax.tree_util.tree_map_with_path(lambda path, _: loaded[_path_name(path)], module)
+    return jax.tree_util.tree_map_with_path(lambda path, _: loaded[path_name(path)], module)
 
 
 def dump_state_dict(module: Any, entries: Iterable[Entry]) -> dict[str, np.ndarray]:

@@ -42,11 +42,11 @@ class Toy(nnx.Module):
 
 ENTRIES = [
     *conv("embed.proj", "patch", transform=ConvAsLinear(2)),
-    *norm("layers.{i}.norm", "blocks.norm"),
-    *linear(("layers.{i}.q", "layers.{i}.k", "layers.{i}.v"), "blocks.qkv"),
-    *conv("head", "convs.0"),
+    *norm("layers.{i}.norm", "blocks/norm"),
+    *linear(("layers.{i}.q", "layers.{i}.k", "layers.{i}.v"), "blocks/qkv"),
+    *conv("head", "convs/0"),
     Entry("pos", "positions", Squeeze()),
-    Entry("time.0.weight", "time.kernel", Permute((1, 0)), copies=("time.1.weight",)),
+    Entry("time.0.weight", "time/kernel", Permute((1, 0)), copies=("time.1.weight",)),
 ]
 
 

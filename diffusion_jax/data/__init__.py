@@ -1,0 +1,97 @@
+"""Data: sources of uint8 images with labels, a deterministic order over them, and batches read in parallel."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from diffusion_jax.data.loader import Batch, all_records, batches
+from diffusion_jax.data.sources import BadImage, Record, SkipBadImages, Source
+from diffusion_jax.errors import UserError, did_you_mean
+
+__all__ = [
+    "BadImage",
+    "Batch",
+    "DataConfig",
+    "Record",
+    "SkipBadImages",
+    "Source",
+    "all_records",
+    "batches",
+    "open_source",
+]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images to read, and how.
+
+    Attributes:
+      name: "digits", "folder:PATH" or "tfds:NAME".
+      image_size: height and width of the images handed out, in pixels.
+      split: "train", "test", …; "all" reads everything that is not divided into splits.
+      channels: 3 (RGB) or 1 (grey).
+      flip: mirror images at random; done on the device by the training step, not here.
+      exif_orientation: turn photographs upright as their EXIF tag says. False takes the pixels as stored, which is what
+        ADM and DiT did.
+      on_bad_image: "raise" stops at an image that cannot be decoded and names it; "skip" reads the next one instead
+        and counts it in the batch's `bad_images`.
+      data_dir: where TFDS keeps prepared data sets; None is its own default.
+      num_threads: reading threads per process (per worker if there are workers), ≥ 1.
+      num_workers: reading processes beside the main one, ≥ 0; 0 reads with threads only.
+      prefetch: number of batches read ahead, ≥ 1.
+    """
+
+    name: str
+    image_size: int
+    split: str = "train"
+    channels: int = 3
+    flip: bool = False
+    exif_orientation: bool = True
+    on_bad_image: Literal["raise", "skip"] = "raise"
+    data_dir: str | None = None
+    num_threads: int = 8
+    num_workers: int = 0
+    prefetch: int = 2
+
+    def __post_init__(self):
+        for field, least in {"image_size": 1, "num_threads": 1, "num_workers": 0, "prefetch": 1}.items():
+            if getattr(self, field) < least:
+                raise UserError(f"data.{field}={getattr(self, field)}: must be at least {least}")
+        if self.channels not in (1, 3):
+            raise UserError(f"data.channels={self.channels}: must be 1 (grey) or 3 (RGB)")
+        if self.on_bad_image not in ("raise", "skip"):
+            raise UserError(f"data.on_bad_image={self.on_bad_image!r}: must be 'raise' or 'skip'")
+
+
+def open_source(config: DataConfig) -> Source:
+    """Opens the data set that a config names.
+
+    Raises:
+      UserError: the name is unknown, the data is missing or empty, or the set has no such split or size.
+    """
+    kind, _, place = config.name.partition(":")
+    source: Source
+    if config.name == "digits":
+        from diffusion_jax.data.digits import Digits
+
+        source = Digits(config.split, config.image_size, config.channels)
+    elif kind == "folder" and place:
+        from diffusion_jax.data.folder import ImageFolder
+
+        source = ImageFolder(
+            place, config.split, config.image_size, config.channels, exif_orientation=config.exif_orientation
+        )
+    elif kind == "tfds" and place:
+        from diffusion_jax.data.tfds import Tfds
+
+        source = Tfds(
+            place,
+            config.split,
+            config.image_size,
+            config.channels,
+            exif_orientation=config.exif_orientation,
+            data_dir=config.data_dir,
+        )
+    else:
+        known = ("digits", "folder:PATH", "tfds:NAME")
+        raise UserError(f"data.name={config.name!r}: no such data set{did_you_mean(config.name, known)}")
+    return SkipBadImages(source) if config.on_bad_image == "skip" else source

@@ -1,0 +1,152 @@
+"""Batches of a source, read ahead in parallel."""
+
+import functools
+import itertools
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+
+from diffusion_jax.data.order import record_indices
+from diffusion_jax.data.sources import Record, Source
+from diffusion_jax.errors import UserError
+
+Batch = dict[str, Any]
+
+# Grain wants a length: more batches than any run reads, few enough for 64-bit arithmetic on positions.
+ENDLESS_BATCHES = 2**32
+
+
+def batches(
+    source: Source,
+    *,
+    seed: int,
+    batch_size: int,
+    rows: Sequence[int] | None = None,
+    start_step: int = 0,
+    num_threads: int = 8,
+    num_workers: int = 0,
+    prefetch: int = 2,
+) -> Generator[Batch, None, None]:
+    """This process's part of the global batches of steps `start_step`, `start_step` + 1, … without end.
+
+    Row r of the global batch of step s is the record at position s · batch_size + r of the order that `seed` gives
+    (`order.record_indices`), whatever the number of processes, threads or workers.
+
+    Args:
+      source: where records come from.
+      seed: the run's seed, 0 ≤ seed < 2³².
+      batch_size: size of the global batch, ≥ 1.
+      rows: the rows of the global batch to read here, ascending, within 0 … batch_size − 1; None reads all.
+      start_step: the first step, ≥ 0.
+      num_threads: reading threads (per worker if there are workers), ≥ 1.
+      num_workers: reading processes, ≥ 0. They are spawned, so a script that asks for them needs the usual
+        `if __name__ == "__main__"`.
+      prefetch: number of batches read ahead, ≥ 1.
+
+    Returns:
+      A generator of `{"image": uint8 [R, H, W, C], "label": int32 [R], "bad_images": int}` with R = len(rows), plus
+      whatever else the records hold, stacked. Reading starts with the first `next`; closing or dropping the generator
+      ends its threads and processes.
+
+    Raises:
+      UserError: `rows` are not ascending rows of the batch; when iterated, whatever the source raises.
+    """
+    rows = tuple(range(batch_size) if rows is None else rows)
+    ascending = all(a < b for a, b in itertools.pairwise(rows))
+    if not rows or not ascending or rows[0] < 0 or rows[-1] >= batch_size:
+        raise UserError(f"rows {rows} of the global batch: must be ascending and within 0 … {batch_size - 1}")
+    indices = functools.partial(_shuffled_rows, seed, len(source), batch_size, rows, start_step)
+    return _read(source, indices, len(rows), ENDLESS_BATCHES * len(rows), num_threads, num_workers, prefetch)
+
+
+def all_records(
+    source: Source, batch_size: int, *, num_threads: int = 8, num_workers: int = 0, prefetch: int = 2
+) -> Generator[Batch, None, None]:
+    """Every record of a source once, in order, in batches of `batch_size` of which the last may be shorter.
+
+    Arguments and elements are those of `batches`.
+    """
+    indices = functools.partial(_consecutive_rows, len(source), batch_size)
+    return _read(source, indices, batch_size, len(source), num_threads, num_workers, prefetch)
+
+
+@functools.lru_cache(maxsize=64)
+def _shuffled_rows(
+    seed: int, num_records: int, batch_size: int, rows: tuple[int, ...], start_step: int, step: int
+) -> np.ndarray:
+    """The records of `rows` of batch `start_step + step`, [R]; cached because each piece of the batch asks for them."""
+    first = (start_step + step) * batch_size
+    return record_indices(seed, first + np.asarray(rows, np.uint64), num_records)
+
+
+def _consecutive_rows(num_records: int, batch_size: int, step: int) -> np.ndarray:
+    return np.arange(step * batch_size, min((step + 1) * batch_size, num_records))
+
+
+def _read(
+    source: Source,
+    indices: Callable[[int], np.ndarray],
+    batch_size: int,
+    num_records: int,
+    num_threads: int,
+    num_workers: int,
+    prefetch: int,
+) -> Generator[Batch, None, None]:
+    """Yields `num_records` records in batches, that of step s holding the records `indices(s)`.
+
+    A batch is read in pieces, one per reading thread: Grain spends a quarter of a millisecond on each element that
+    passes through it, too much for single small images and nothing for a piece.
+    """
+    piece = -(-batch_size // (num_threads * max(num_workers, 1)))
+    pieces_per_batch = -(-batch_size // piece)
+    full_batches, rest = divmod(num_records, batch_size)
+    num_pieces = full_batches * pieces_per_batch + -(-rest // piece)
+    pieces = grain.MapDataset.source(_Pieces(source, indices, piece, pieces_per_batch, num_pieces))
+    read_ahead = prefetch * pieces_per_batch
+    if num_workers:
+        # Grain's workers read absl flags, which a program that was not started by absl.app has not parsed.
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()
+        options = grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=-(-read_ahead // num_workers))
+        dataset = pieces.to_iter_dataset(grain.ReadOptions(num_threads, num_threads)).mp_prefetch(options)
+    else:
+        dataset = pieces.to_iter_dataset(grain.ReadOptions(num_threads, read_ahead))
+    iterator = iter(dataset)
+    try:
+        for first in range(0, num_pieces, pieces_per_batch):
+            yield _concatenate([next(iterator) for _ in range(min(pieces_per_batch, num_pieces - first))])
+    finally:
+        iterator.close()
+
+
+class _Pieces:
+    """Pieces of batches as one long sequence with random access, the form in which Grain takes data."""
+
+    def __init__(
+        self, source: Source, indices: Callable[[int], np.ndarray], piece: int, pieces_per_batch: int, length: int
+    ):
+        self.source, self.indices = source, indices
+        self.piece, self.pieces_per_batch, self.length = piece, pieces_per_batch, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Batch:
+        step, number = divmod(index, self.pieces_per_batch)
+        chosen = self.indices(step)[number * self.piece : (number + 1) * self.piece]
+        return _stack([self.source[int(i)] for i in chosen])
+
+
+def _stack(records: Sequence[Record]) -> Batch:
+    """Joins records along a new leading axis; their `bad_images` counts, 0 where absent, are summed to one int."""
+    batch: Batch = {key: np.stack([record[key] for record in records]) for key in records[0] if key != "bad_images"}
+    return {**batch, "bad_images": sum(record.get("bad_images", 0) for record in records)}
+
+
+def _concatenate(pieces: Sequence[Batch]) -> Batch:
+    """Joins pieces of a batch along their leading axis, as `_stack` does with records."""
+    batch: Batch = {key: np.concatenate([piece[key] for piece in pieces]) for key in pieces[0] if key != "bad_images"}
+    return {**batch, "bad_images": sum(piece["bad_images"] for piece in pieces)}

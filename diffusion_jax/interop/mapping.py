@@ -91,6 +91,23 @@ class ConvAsLinear:
         return ours.reshape(k, k, -1, width).transpose(3, 2, 0, 1)
 
 
+@dataclasses.dataclass(frozen=True)
+class SplitOutput:
+    """Theirs is a linear weight [out, in] or bias [out], ours [in, *features] or [*features], out = ∏ features.
+
+    Attributes:
+      features: the axes that `nnx.LinearGeneral` splits its output into, such as (3, heads, d).
+    """
+
+    features: tuple[int, ...]
+
+    def forward(self, theirs: np.ndarray) -> np.ndarray:
+        return theirs.T.reshape(*theirs.shape[1:], *self.features)
+
+    def inverse(self, ours: np.ndarray) -> np.ndarray:
+        return ours.reshape(*ours.shape[: ours.ndim - len(self.features)], -1).T
+
+
 SAME = Same()
 LINEAR = Permute((1, 0))  # [out, in] <-> [in, out]
 CONV = Permute((2, 3, 1, 0))  # OIHW <-> HWIO
@@ -123,27 +140,35 @@ class Entry:
 
 
 def linear(
-    theirs: str | tuple[str, ...], ours: str, *, bias: bool = True, transform: Transform = LINEAR
+    theirs: str | tuple[str, ...], ours: str, *, bias: bool = True, out_features: tuple[int, ...] | None = None
 ) -> list[Entry]:
-    """The entries of a linear layer: `weight` [out, in] to `kernel` [in, out], and `bias` where it has one."""
-    return _layer(theirs, ours, "kernel", transform, bias)
+    """The entries of a linear layer: `weight` [out, in] to `kernel` [in, out], and `bias` where it has one.
+
+    `out_features` are the axes of an `nnx.LinearGeneral`, which splits its output.
+    """
+    if out_features is None:
+        return _layer(theirs, ours, "kernel", LINEAR, SAME, bias)
+    split = SplitOutput(out_features)
+    return _layer(theirs, ours, "kernel", split, split, bias)
 
 
 def conv(theirs: str | tuple[str, ...], ours: str, *, bias: bool = True, transform: Transform = CONV) -> list[Entry]:
     """The entries of a convolution: `weight` OIHW to `kernel` HWIO, and `bias` where it has one."""
-    return _layer(theirs, ours, "kernel", transform, bias)
+    return _layer(theirs, ours, "kernel", transform, SAME, bias)
 
 
 def norm(theirs: str, ours: str, *, bias: bool = True) -> list[Entry]:
     """The entries of an affine normalisation: `weight` to `scale`, and `bias` where it has one."""
-    return _layer(theirs, ours, "scale", SAME, bias)
+    return _layer(theirs, ours, "scale", SAME, SAME, bias)
 
 
-def _layer(theirs: str | tuple[str, ...], ours: str, weight: str, transform: Transform, bias: bool) -> list[Entry]:
+def _layer(
+    theirs: str | tuple[str, ...], ours: str, weight: str, transform: Transform, bias_transform: Transform, bias: bool
+) -> list[Entry]:
     names = (theirs,) if isinstance(theirs, str) else theirs
     entries = [Entry(tuple(f"{name}.weight" for name in names), f"{ours}/{weight}", transform)]
     if bias:
-        entries.append(Entry(tuple(f"{name}.bias" for name in names), f"{ours}/bias"))
+        entries.append(Entry(tuple(f"{name}.bias" for name in names), f"{ours}/bias", bias_transform))
     return entries
 
 
@@ -221,12 +246,6 @@ def dump_state_dict(module: Any, entries: Iterable[Entry]) -> dict[str, np.ndarr
                 for name in (part, *entry.copies):
                     state_dict[name.replace("{i}", str(i))] = array
     return state_dict
-
-
-def _path_name(path: tuple[Any, ...]) -> str:
-    # DictKey holds `key`, GetAttrKey `name`, SequenceKey `idx`; NNX ends the path of a variable in "value".
-    parts = [str(getattr(step, "name", getattr(step, "key", getattr(step, "idx", None)))) for step in path]
-    return ".".join(parts[:-1] if parts[-1] == "value" else parts)
 
 
 def _check_table(module: Any, entries: Sequence[Entry]) -> dict[str, Any]:

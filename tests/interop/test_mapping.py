@@ -29,6 +29,7 @@ class Block(nnx.Module):
     def __init__(self, *, rngs: nnx.Rngs):
         self.norm = nnx.LayerNorm(4, rngs=rngs)
         self.qkv = nnx.Linear(4, 12, rngs=rngs)
+        self.heads = nnx.LinearGeneral(4, (2, 3), rngs=rngs)
 
 
 class Toy(nnx.Module):
@@ -44,6 +45,7 @@ ENTRIES = [
     *conv("embed.proj", "patch", transform=ConvAsLinear(2)),
     *norm("layers.{i}.norm", "blocks/norm"),
     *linear(("layers.{i}.q", "layers.{i}.k", "layers.{i}.v"), "blocks/qkv"),
+    *linear("layers.{i}.heads", "blocks/heads", out_features=(2, 3)),
     *conv("head", "convs/0"),
     Entry("pos", "positions", Squeeze()),
     Entry("time.0.weight", "time/kernel", Permute((1, 0)), copies=("time.1.weight",)),
@@ -59,6 +61,7 @@ def state_dict() -> dict[str, np.ndarray]:
     shapes = {"embed.proj.weight": (4, 3, 2, 2), "embed.proj.bias": (4,), "pos": (1, 7, 4)}
     for i in range(LAYERS):
         shapes |= {f"layers.{i}.norm.weight": (4,), f"layers.{i}.norm.bias": (4,)}
+        shapes |= {f"layers.{i}.heads.weight": (6, 4), f"layers.{i}.heads.bias": (6,)}
         for part in "qkv":
             shapes |= {f"layers.{i}.{part}.weight": (4, 4), f"layers.{i}.{part}.bias": (4,)}
     shapes |= {"head.weight": (5, 4, 3, 2), "head.bias": (5,), "time.0.weight": (2, 4)}
@@ -94,6 +97,8 @@ def test_layers_compute_what_theirs_would(state_dict):
     block = jax.tree.map(lambda leaf: leaf[2], module.blocks)
     k = state_dict["layers.2.k.weight"] @ x + state_dict["layers.2.k.bias"]
     np.testing.assert_allclose(block.qkv(x)[4:8], k, rtol=1e-5, atol=1e-6)
+    heads = state_dict["layers.2.heads.weight"] @ x + state_dict["layers.2.heads.bias"]
+    np.testing.assert_allclose(block.heads(x), heads.reshape(2, 3), rtol=1e-5, atol=1e-6)
 
     image = np.random.default_rng(2).standard_normal((3, 2, 2)).astype(np.float32)  # CHW, one patch
     theirs = np.einsum("oihw,ihw->o", state_dict["embed.proj.weight"], image) + state_dict["embed.proj.bias"]

@@ -177,6 +177,18 @@ class DiT(nnx.Module):
     """
 
     conditions = frozenset({"label"})
+    # Head- and hidden-wise over "tensor", the other matrix axis over "fsdp".
+    partition_rules = (
+        (r"blocks/attn/qkv/kernel", PartitionSpec(None, "fsdp", None, "tensor", None)),
+        (r"blocks/attn/qkv/bias", PartitionSpec(None, None, "tensor", None)),
+        (r"blocks/attn/proj/kernel", PartitionSpec(None, "tensor", "fsdp")),
+        (r"blocks/mlp/fc1/kernel", PartitionSpec(None, "fsdp", "tensor")),
+        (r"blocks/mlp/fc1/bias", PartitionSpec(None, "tensor")),
+        (r"blocks/mlp/fc2/kernel", PartitionSpec(None, "tensor", "fsdp")),
+        (r"blocks/modulation/kernel", PartitionSpec(None, "fsdp", None)),
+        (r"time_embed/fc\d/kernel|final/modulation/kernel", PartitionSpec("fsdp", None)),
+        (r"label_embed/table/embedding", PartitionSpec(None, "fsdp")),
+    )
 
     def __init__(
         self,
@@ -269,17 +281,3 @@ class DiT(nnx.Module):
         block = n * (4 * d * d + 2 * d * self.hidden) + 2 * n * n * d + 6 * d * d
         final = 2 * d * d + n * d * p2 * self.out_channels
         return embed + self.depth * block + final
-
-
-DIT_PARTITION_RULES = (
-    (r"blocks/attn/qkv/kernel", PartitionSpec(None, "fsdp", None, "tensor", None)),
-    (r"blocks/attn/qkv/bias", PartitionSpec(None, None, "tensor", None)),
-    (r"blocks/attn/proj/kernel", PartitionSpec(None, "tensor", "fsdp")),
-    (r"blocks/mlp/fc1/kernel", PartitionSpec(None, "fsdp", "tensor")),
-    (r"blocks/mlp/fc1/bias", PartitionSpec(None, "tensor")),
-    (r"blocks/mlp/fc2/kernel", PartitionSpec(None, "tensor", "fsdp")),
-    (r"blocks/modulation/kernel", PartitionSpec(None, "fsdp", None)),
-    (r"time_embed/fc\d/kernel|final/modulation/kernel", PartitionSpec("fsdp", None)),
-    (r"label_embed/table/embedding", PartitionSpec(None, "fsdp")),
-)
-"""How the parameters of `DiT` split: head- and hidden-wise over "tensor", the other matrix axis over "fsdp"."""

@@ -84,7 +84,8 @@ def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
     parts = batch_parts(mesh)
     if batch_size % parts:
         raise UserError(
-            f"batch size {batch_size} does not divide over {parts} batch shards (mesh data × fsdp): use a multiple of {parts}"
+            f"batch size {batch_size} does not divide over the {parts} batch shards of the mesh (data × fsdp): "
+            f"use a multiple of {parts}"
         )
     slices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
     return np.unique(np.concatenate([np.arange(batch_size)[index] for index in slices]))

@@ -13,16 +13,17 @@ PartitionRules = Sequence[tuple[str, PartitionSpec]]
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-    """The name of a leaf, "blocks/attn/qkv/kernel", from its JAX key path; the `.value` of NNX variables is left out."""
+    """The name of a leaf, "blocks/attn/qkv/kernel", from its JAX key path without the `.value` of NNX variables."""
     parts = [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path]
     return "/".join(part for part in parts if part != "value")
 
 
 def make_shardings(tree: Any, rules: PartitionRules, mesh: Mesh) -> Any:
-    """Applies partition rules to a tree of arrays: parameters, and with the same rules their gradients, Adam moments and EMA.
+    """Applies partition rules to a tree of arrays.
 
     Args:
-      tree: arrays or `jax.ShapeDtypeStruct`s.
+      tree: arrays or `jax.ShapeDtypeStruct`s; parameters, or whatever holds them under the same names (gradients,
+        Adam moments, EMA).
       rules: (regular expression, spec) pairs; the first expression found in a leaf's name decides. No match, or a
         scalar: replicated.
       mesh: the mesh.

@@ -3,8 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from diffusion_jax.data.digits import Digits
+from diffusion_jax.data.folder import ImageFolder
 from diffusion_jax.data.loader import Batch, all_records, batches
 from diffusion_jax.data.sources import BadImage, Record, SkipBadImages, Source
+from diffusion_jax.data.tfds import Tfds
+from diffusion_jax.data.transforms import ImageDecoder
 from diffusion_jax.errors import UserError, did_you_mean
 
 __all__ = [
@@ -69,28 +73,14 @@ def open_source(config: DataConfig) -> Source:
       UserError: the name is unknown, the data is missing or empty, or the set has no such split or size.
     """
     kind, _, place = config.name.partition(":")
+    decode = ImageDecoder(config.image_size, config.channels, config.exif_orientation)
     source: Source
     if config.name == "digits":
-        from diffusion_jax.data.digits import Digits
-
         source = Digits(config.split, config.image_size, config.channels)
     elif kind == "folder" and place:
-        from diffusion_jax.data.folder import ImageFolder
-
-        source = ImageFolder(
-            place, config.split, config.image_size, config.channels, exif_orientation=config.exif_orientation
-        )
+        source = ImageFolder(place, config.split, decode)
     elif kind == "tfds" and place:
-        from diffusion_jax.data.tfds import Tfds
-
-        source = Tfds(
-            place,
-            config.split,
-            config.image_size,
-            config.channels,
-            exif_orientation=config.exif_orientation,
-            data_dir=config.data_dir,
-        )
+        source = Tfds(place, config.split, decode, config.data_dir)
     else:
         known = ("digits", "folder:PATH", "tfds:NAME")
         raise UserError(f"data.name={config.name!r}: no such data set{did_you_mean(config.name, known)}")

@@ -13,6 +13,12 @@ MAX_BAD_IN_A_ROW = 100
 class BadImage(UserError):
     """An image file or record that cannot be decoded; the message names it and the reason."""
 
+    @classmethod
+    def of(cls, name: str, reason: str) -> "BadImage":
+        """The error for the file or record `name`, with the reason in one line."""
+        reason = " ".join(reason.split())
+        return cls(f"{name}: cannot be read ({reason}); repair or remove it, or set data.on_bad_image=skip")
+
 
 class Source(Protocol):
     """A finite data set with random access. Safe to read from many threads; can be pickled for worker processes.

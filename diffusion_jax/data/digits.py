@@ -9,8 +9,7 @@ from diffusion_jax.errors import UserError, did_you_mean
 
 NATIVE_SIZE = 8
 
-# Every fifth record is a test record. Writers come in runs and digits in near-regular order, so both parts hold all
-# writers and about a tenth of each digit.
+# Of each digit's records, which come writer by writer, every fifth is a test record.
 TEST_EVERY = 5
 
 
@@ -33,7 +32,8 @@ class Digits:
         if image_size < NATIVE_SIZE or image_size % NATIVE_SIZE:
             raise UserError(f"data.image_size={image_size}: digits are 8 × 8 pixels; use 8 or a multiple of it")
         images, labels = _load()
-        is_test = np.arange(len(labels)) % TEST_EVERY == TEST_EVERY - 1
+        is_test = np.full(len(labels), False)
+        is_test[np.argsort(labels, kind="stable")[TEST_EVERY - 1 :: TEST_EVERY]] = True
         chosen = {"train": ~is_test, "test": is_test, "all": np.full(len(labels), True)}
         if split not in chosen:
             raise UserError(f"data.split={split!r}: digits has no such split{did_you_mean(split, chosen)}")

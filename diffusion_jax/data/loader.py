@@ -67,7 +67,7 @@ def all_records(
 ) -> Generator[Batch, None, None]:
     """Every record of a source once, in order, in batches of `batch_size` of which the last may be shorter.
 
-    Arguments and elements are those of `batches`.
+    Arguments and elements are those of `batches`. Where a source skips bad images, their replacements occur twice.
     """
     indices = functools.partial(_consecutive_rows, len(source), batch_size)
     return _read(source, indices, batch_size, len(source), num_threads, num_workers, prefetch)

@@ -6,10 +6,12 @@ n records once, in an order of its own. Nothing is stored: where training stands
 
 import numpy as np
 
-# Feistel rounds. Four already pass as random to the eye; more cost only microseconds per batch.
-ROUNDS = 6
+# From four rounds on, sets of ten records or more pass tests of uniformity; eight also make every order of a set of six
+# equally frequent.
+ROUNDS = 8
 
-GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+# 2⁶⁴ over the golden ratio: the increment of SplitMix64.
+GOLDEN = 0x9E3779B97F4A7C15
 
 
 def record_indices(seed: int, positions: np.ndarray, num_records: int) -> np.ndarray:
@@ -26,8 +28,8 @@ def record_indices(seed: int, positions: np.ndarray, num_records: int) -> np.nda
       [P] int64, each in 0 … n − 1. Over the positions e·n … (e + 1)·n − 1 of epoch e every record occurs once.
     """
     epochs, slots = np.divmod(np.asarray(positions, np.uint64), np.uint64(num_records))
-    with np.errstate(over="ignore"):
-        return _permute(_mix(_mix(np.asarray([seed], np.uint64)) + epochs), slots, num_records).astype(np.int64)
+    key = _mix(_mix(np.asarray([seed], np.uint64)) + epochs)
+    return _permute(key, slots, num_records).astype(np.int64)
 
 
 def _permute(key: np.ndarray, values: np.ndarray, size: int) -> np.ndarray:
@@ -39,7 +41,7 @@ def _permute(key: np.ndarray, values: np.ndarray, size: int) -> np.ndarray:
     """
     rows = int(np.ceil(np.sqrt(size)))
     columns = -(-size // rows)
-    round_keys = [_mix(key + np.uint64(r + 1) * GOLDEN) for r in range(2 * ROUNDS)]
+    round_keys = [_mix(key + np.uint64((r + 1) * GOLDEN % 2**64)) for r in range(2 * ROUNDS)]
     result = values.copy()
     walking = np.arange(len(values))
     while walking.size:

@@ -80,4 +80,4 @@ class SkipBadImages:
                 return {**self.source[(index + bad_images) % len(self.source)], "bad_images": bad_images}
             except BadImage as error:
                 last = error
-        raise UserError(f"{limit} images in a row cannot be read, the last because: {last}")
+        raise UserError(f"data.on_bad_image=skip: {limit} images in a row are unreadable, the last being {last}")

@@ -35,10 +35,8 @@ class Tfds:
                 f"data.name=tfds:{name}: not prepared in {builder.data_dir}; with the extra diffusion_jax[tf], run: "
                 f"tfds build {name} --file_format=array_record" + (f" --data_dir={data_dir}" if data_dir else "")
             )
-        features = builder.info.features
-        if not isinstance(features, tfds.features.FeaturesDict) or not isinstance(
-            features.get("image"), tfds.features.Image
-        ):
+        features = dict(builder.info.features.items())
+        if not isinstance(features.get("image"), tfds.features.Image):
             raise UserError(f"data.name=tfds:{name}: has no feature 'image' (it has {', '.join(features)})")
         try:
             self._records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
@@ -51,7 +49,7 @@ class Tfds:
             raise UserError(f"data.split={split!r} of tfds:{name}: {' '.join(str(error).split())}") from None
         label = features.get("label")
         self._labelled = isinstance(label, tfds.features.ClassLabel)
-        self.class_names = tuple(label.names) if self._labelled else (UNLABELLED,)
+        self.class_names = tuple(label.names) if isinstance(label, tfds.features.ClassLabel) else (UNLABELLED,)
         self.num_classes = len(self.class_names)
         self.image_shape = decode.image_shape
         self.identity = (

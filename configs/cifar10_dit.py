@@ -1,0 +1,50 @@
+"""Class-conditional DiT on the pixels of CIFAR-10, 32×32.
+
+No paper reports this model; the settings are DiT's recipe (arXiv 2212.09748) at the size and patch of U-ViT-S/2 on
+CIFAR-10 (arXiv 2209.12152), which reaches FID 3.11 without labels.
+
+    pip install 'diffusion_jax[tf]' && python -c "import tensorflow_datasets as t; t.builder('cifar10').download_and_prepare()"
+    diffusion-jax train --config configs/cifar10_dit.py --workdir runs/cifar10
+    diffusion-jax train --config configs/cifar10_dit.py:B/2 --workdir runs/cifar10 --config.data.name=folder:/data/cifar10
+"""
+
+from ml_collections import ConfigDict
+
+from diffusion_jax.config import variant_words
+from diffusion_jax.models.dit import DIT_SIZES, dit_config
+
+VARIANTS = [f"{size}/{patch}" for size in DIT_SIZES for patch in (2, 4, 8)]
+
+
+def get_config(variant: str | None = None) -> ConfigDict:
+    """Variants: a DiT size `S/2` (default) … `XL/8`; `smoke` (two steps of a tiny model on the digits)."""
+    words = variant_words(variant, [*VARIANTS, "smoke"])
+    size = next((word for word in words if word in VARIANTS), "S/2")
+    config = {
+        "data": {"name": "tfds:cifar10", "split": "train", "image_size": 32, "channels": 3, "flip": True},
+        "conditioner": {"name": "class", "label_drop": 0.1},
+        "autoencoder": {"name": "identity"},
+        "model": {"name": "dit", **dit_config(size), "dtype": "bfloat16"},
+        "path": {"name": "ddpm", "schedule": "linear"},
+        "prediction": {"kind": "epsilon", "variance": "learned_range"},
+        "loss": {"name": "hybrid"},
+        "optimizer": {"name": "adamw", "lr": 2e-4, "warmup_steps": 2500},
+        "train": {
+            "steps": 500_000,
+            "batch_size": 128,
+            "ema_decay": 0.9999,
+            "save_every": 10_000,
+            "keep_every": 50_000,
+            "sample_every": 10_000,
+        },
+        "sampler": {"name": "ddpm", "steps": 250},
+        "guidance": {"name": "cfg", "cfg_scale": 1.0},
+        "sample": {"clip": True, "batch_size": 512},
+    }
+    if "smoke" in words:
+        config["data"] |= {"name": "digits", "image_size": 8}
+        config["model"] |= {"depth": 2, "width": 32, "heads": 2, "patch_size": 2}
+        config["train"] |= {"steps": 2, "batch_size": 8, "log_every": 1, "sample_every": 2}
+        config["sampler"] |= {"steps": 2}
+        config["sample"] |= {"batch_size": 8, "grid": 8}
+    return ConfigDict(config)

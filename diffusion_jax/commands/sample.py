@@ -1,0 +1,75 @@
+"""Draws samples from a checkpoint.
+
+    diffusion-jax sample --workdir runs/digits --out samples --num 100 --labels 0-9 --cfg-scale 2
+    diffusion-jax sample --workdir runs/dit_xl2 --out fid50k --num 50000 --labels uniform --sampler ddpm --steps 250
+
+Writes samples.npz (arr_0: uint8 [N, H, W, 3], arr_1: int labels; the format of ADM's evaluation) and samples.png, a
+labelled grid of the first ones. Sample i is a function of the checkpoint, its label, --seed and i: neither the number
+of samples nor the batch size nor the machine changes it.
+"""
+
+import pathlib
+
+from absl import flags
+
+from diffusion_jax.commands.flags import define_process_flags, start_process
+
+GRID = 100
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Adds this command's flags to `values`."""
+    text, number, real = flags.DEFINE_string, flags.DEFINE_integer, flags.DEFINE_float
+    text("workdir", None, "The run to sample from.", flag_values=values)
+    text("out", None, "Folder for samples.npz and samples.png.", flag_values=values)
+    number("num", None, "Number of samples.", lower_bound=1, flag_values=values)
+    text("labels", "balanced", "balanced, uniform, a range (0-9) or a list (3,3,7).", flag_values=values)
+    text("sampler", None, "The sampler; by default the config's.", flag_values=values)
+    number("steps", None, "Sampler steps; by default the config's.", lower_bound=1, flag_values=values)
+    real("cfg_scale", None, "Guidance scale, 1 for none; by default the config's.", flag_values=values)
+    number("seed", 0, "Seed of the samples.", lower_bound=0, upper_bound=2**32 - 1, flag_values=values)
+    flags.DEFINE_enum("params", None, ["ema", "raw"], "Which weights; by default the config's.", flag_values=values)
+    text("step", "latest", "The checkpoint's step, or latest.", flag_values=values)
+    number("batch_size", None, "Images at once; by default the config's.", lower_bound=1, flag_values=values)
+    flags.DEFINE_bool("overwrite", False, "Replace samples already in --out.", flag_values=values)
+    define_process_flags(values)
+    flags.mark_flags_as_required(["workdir", "out", "num"], flag_values=values)
+
+
+def run(values: flags.FlagValues) -> None:
+    """Runs the command."""
+    start_process(values)
+    import numpy as np
+
+    from diffusion_jax.errors import UserError
+    from diffusion_jax.parallel import processes
+    from diffusion_jax.pictures import grid, save_atomically, to_rgb
+    from diffusion_jax.training.generation import SampleStream, parse_labels
+    from diffusion_jax.training.restore import restore_for_sampling
+
+    out = pathlib.Path(values.out)
+    archive = out / "samples.npz"
+    if archive.exists() and not values.overwrite:
+        raise UserError(f"--out {out}: samples.npz is already there; use another folder or --overwrite")
+    changes = {
+        "sampler": {"name": values.sampler, "steps": values.steps},
+        "guidance": {"cfg_scale": values.cfg_scale},
+        "sample": {"params": values.params, "batch_size": values.batch_size},
+    }
+    system, mesh, model, first_stage = restore_for_sampling(values.workdir, values.step, changes)
+    labels = parse_labels(values.labels, values.num, system.facts.num_classes, values.seed)
+    stream = SampleStream(system, mesh)
+    batches = []
+    for images in stream(model, first_stage, labels, values.seed):
+        batches.append(images)
+        if processes.is_main():
+            print(f"{sum(map(len, batches))}/{values.num} samples", flush=True)
+    images = to_rgb(np.concatenate(batches))
+    if processes.is_main():
+        out.mkdir(parents=True, exist_ok=True)
+        partial = archive.with_name("samples.partial.npz")
+        np.savez(partial, arr_0=images, arr_1=labels)
+        partial.replace(archive)
+        captions = [system.facts.class_names[label] for label in labels[:GRID]]
+        save_atomically(grid(images[:GRID], captions, columns=10), out / "samples.png")
+        print(f"{archive}\n{out / 'samples.png'}")

@@ -1,0 +1,46 @@
+"""Trains a model from a config file, or continues a run that was stopped.
+
+    diffusion-jax train --config configs/digits.py --workdir runs/digits
+    diffusion-jax train --config configs/imagenet256_dit.py:L/2 --workdir runs/dit_l2 \\
+        --config.data.name=folder:/data/imagenet --config.train.batch_size=512
+
+The word behind the colon is the config's variant; every config has a variant `smoke` that runs anywhere in seconds.
+Any key of the config can be overridden with --config.SECTION.KEY=VALUE; --print-config shows them all. The same
+command resumes a run from its newest checkpoint, whether it was stopped by a signal, killed or finished.
+
+On several hosts, start the command on each, on TPU pods and SLURM with --coordinator auto, elsewhere with
+--coordinator HOST:PORT --num-processes N --process-id I.
+"""
+
+import pathlib
+
+from absl import flags
+
+from diffusion_jax.commands.flags import define_process_flags, start_process
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Adds this command's flags to `values`."""
+    flags.DEFINE_string("config", None, "The config file, FILE.py or FILE.py:VARIANT.", flag_values=values)
+    flags.DEFINE_string("workdir", None, "The run's folder; made if missing.", flag_values=values)
+    flags.DEFINE_bool("print_config", False, "Print the complete config and exit.", flag_values=values)
+    flags.DEFINE_list("overrides", [], "Filled with the --config.… arguments.", flag_values=values)
+    define_process_flags(values)
+    flags.mark_flag_as_required("config", flag_values=values)
+
+
+def run(values: flags.FlagValues) -> None:
+    """Runs the command."""
+    start_process(values)
+    from diffusion_jax.config import load_config, to_json
+    from diffusion_jax.errors import UserError
+    from diffusion_jax.training.loop import train
+    from diffusion_jax.training.system import SCHEMA
+
+    config = load_config(values.config, values.overrides, SCHEMA)
+    if values.print_config:
+        print(to_json(config))
+        return
+    if values.workdir is None:
+        raise UserError("--workdir is missing: name a folder for checkpoints and logs, such as runs/first")
+    train(config, pathlib.Path(values.workdir))

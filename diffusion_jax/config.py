@@ -1,0 +1,201 @@
+"""Configs: a Python file, the defaults of what it names, and overrides from the command line."""
+
+import json
+import os
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from absl import flags
+from ml_collections import config_dict, config_flags
+
+from diffusion_jax.errors import UserError, did_you_mean
+from diffusion_jax.schema import Section, describe
+
+Schema = Mapping[str, Section]
+OVERRIDE = "--config."
+
+
+def variant_words(variant: str | None, known: Sequence[str] = ("smoke",)) -> tuple[str, ...]:
+    """Splits the part of `--config FILE:VARIANT` behind the colon.
+
+    Args:
+      variant: comma-separated words, in any order; None or "" for none.
+      known: the words that the config file understands.
+
+    Returns:
+      The words.
+
+    Raises:
+      UserError: a word the file does not understand.
+    """
+    words = tuple(word for word in (variant or "").split(",") if word)
+    for word in words:
+        if word not in known:
+            raise UserError(f"config variant '{word}' is not known{did_you_mean(word, known)}")
+    return words
+
+
+def load_config(file: str, overrides: Sequence[str], schema: Schema) -> config_dict.ConfigDict:
+    """Reads a config file, adds defaults, applies overrides and checks the result.
+
+    Args:
+      file: path of a Python file with `get_config(variant)`, and after a colon the variant.
+      overrides: arguments `--config.section.key=value`, or `--config.section.key`, `value`.
+      schema: the sections and what they may hold.
+
+    Returns:
+      The complete, locked config.
+
+    Raises:
+      UserError: the file is missing or has no `get_config`; unknown section, key, name or variant; wrong type.
+    """
+    overrides = _joined(overrides)
+    config = complete(_apply_names(_read(file).to_dict(), overrides, schema), schema)
+    for argument in overrides:
+        _check_override(argument, config, schema)
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_dict("config", _with_placeholders(config, schema), flag_values=values, sys_argv=[file, *overrides])
+    try:
+        values([file, *overrides])
+    except flags.Error as error:
+        raise UserError(f"override: {' '.join(str(error).split())}") from None
+    return complete(values.config.to_dict(), schema)
+
+
+def complete(config: Mapping[str, Any], schema: Schema) -> config_dict.ConfigDict:
+    """Checks every section and fills in the defaults.
+
+    Args:
+      config: section name to its keys and values; sections without required keys may be left out.
+      schema: the sections and what they may hold.
+
+    Returns:
+      A locked `ConfigDict` with every section of the schema and every key of each.
+
+    Raises:
+      UserError: unknown section, key or name; missing key; wrong type.
+    """
+    for name in config:
+        if name not in schema:
+            raise UserError(f"config has no section '{name}'{did_you_mean(name, schema)}")
+    filled = {name: section.complete(name, config.get(name) or {}) for name, section in schema.items()}
+    return config_dict.ConfigDict(filled).lock()
+
+
+def change(
+    config: Mapping[str, Any], changes: Mapping[str, Mapping[str, Any]], schema: Schema
+) -> config_dict.ConfigDict:
+    """Replaces values of a config; a section that changes its name keeps the keys that the new one has too.
+
+    Args:
+      config: a complete config.
+      changes: section to keys to values; None leaves a key as it is.
+      schema: the sections and what they may hold.
+
+    Returns:
+      The complete, locked config.
+
+    Raises:
+      UserError: as `complete`.
+    """
+    config = dict(config)
+    for place, values in changes.items():
+        values = {key: value for key, value in values.items() if value is not None}
+        if "name" in values:
+            config[place] = _renamed(config[place], place, values["name"], schema[place])
+        config[place] = {**config[place], **values}
+    return complete(config, schema)
+
+
+def to_json(config: config_dict.ConfigDict) -> str:
+    """The config as indented JSON; tuples become lists, which `from_json` turns back."""
+    return json.dumps(config.to_dict(), indent=2)
+
+
+def from_json(text: str, schema: Schema) -> config_dict.ConfigDict:
+    """Reads what `to_json` wrote, adding the defaults of keys that have appeared since."""
+    return complete(json.loads(text), schema)
+
+
+def differences(old: config_dict.ConfigDict, new: config_dict.ConfigDict) -> dict[str, tuple[Any, Any]]:
+    """The keys ("section.key") whose values differ between two complete configs, with both values."""
+    keys = {(section, key) for config in (old, new) for section in config for key in config[section]}
+    pairs = {f"{s}.{k}": (old.get(s, {}).get(k), new.get(s, {}).get(k)) for s, k in sorted(keys)}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _read(file: str) -> config_dict.ConfigDict:
+    path = file.partition(":")[0]
+    if not os.path.isfile(path):
+        raise UserError(f"--config {file}: there is no file {path}; configs are Python files such as configs/digits.py")
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=[path])
+    try:
+        values([path, f"--config={file}"])
+        config = values.config
+    except (SyntaxError, AttributeError) as error:
+        raise UserError(f"--config {file}: {type(error).__name__}: {error}") from None
+    if not isinstance(config, config_dict.ConfigDict):
+        raise UserError(f"--config {file}: get_config returned {type(config).__name__}, not a ConfigDict")
+    return config
+
+
+def _joined(overrides: Sequence[str]) -> list[str]:
+    """Writes `--config.a.b`, `value` as `--config.a.b=value`."""
+    joined: list[str] = []
+    for argument in overrides:
+        if argument.startswith(OVERRIDE):
+            joined.append(argument)
+        elif joined and "=" not in joined[-1]:
+            joined[-1] += f"={argument}"
+        else:
+            raise UserError(f"'{argument}' is not an override: write --config.section.key=value")
+    return joined
+
+
+def _renamed(values: Mapping[str, Any], place: str, name: str, section: Section) -> dict[str, Any]:
+    """The section under another name, without the keys that the new constructor does not have."""
+    options = section.options(section.constructor(place, {"name": name}))
+    return {"name": name, **{key: value for key, value in values.items() if key in options}}
+
+
+def _apply_names(config: dict[str, Any], overrides: Sequence[str], schema: Schema) -> dict[str, Any]:
+    """Renames sections first, since the name decides which other keys there are to override."""
+    for argument in overrides:
+        path, _, value = argument[len(OVERRIDE) :].partition("=")
+        place, _, key = path.partition(".")
+        if key == "name" and place in schema and isinstance(schema[place].constructors, Mapping):
+            config = {**config, place: _renamed(config.get(place) or {}, place, value, schema[place])}
+    return config
+
+
+def _check_override(argument: str, config: config_dict.ConfigDict, schema: Schema) -> None:
+    path = argument[len(OVERRIDE) :].partition("=")[0]
+    place, _, key = path.partition(".")
+    if place not in schema:
+        raise UserError(f"{OVERRIDE}{path}: config has no section '{place}'{did_you_mean(place, schema)}")
+    if key not in config[place]:
+        name = f" '{config[place].name}'" if isinstance(schema[place].constructors, Mapping) else ""
+        raise UserError(f"{OVERRIDE}{path}: {place}{name} has no key '{key}'{did_you_mean(key, config[place])}")
+    if "=" not in argument:
+        raise UserError(f"{argument} has no value: write {argument}=VALUE")
+
+
+def _with_placeholders(config: config_dict.ConfigDict, schema: Schema) -> config_dict.ConfigDict:
+    """Gives keys that are None a type, so that an override can be parsed, and tells floats from integers."""
+    typed = config_dict.ConfigDict(config.to_dict())
+    for place, section in schema.items():
+        options = section.options(section.constructor(place, config[place]))
+        for key, option in options.items():
+            kinds = [kind for kind in _choices(option.annotation) if kind is not type(None)]
+            if config[place][key] is None and len(kinds) == 1 and kinds[0] in (int, float, str, bool):
+                typed[place][key] = config_dict.placeholder(kinds[0])
+    return typed
+
+
+def _choices(annotation: Any) -> tuple[Any, ...]:
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return typing.get_args(annotation)
+    return (annotation,)

@@ -1,0 +1,68 @@
+"""Pictures of samples: uint8 conversion and labelled grids."""
+
+import os
+import pathlib
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+CELL = 64  # the smallest side in pixels at which a person can judge an image
+MARGIN = 2
+CAPTION = 14
+
+
+def to_uint8(images: jax.Array) -> jax.Array:
+    """Quantises images in [−1, 1] as the evaluation scripts of ADM and DiT do: clip(127.5 x + 128, 0, 255), truncated.
+
+    Args:
+      images: any shape, float.
+
+    Returns:
+      uint8 of the same shape.
+    """
+    return jnp.clip(127.5 * images + 128, 0, 255).astype(jnp.uint8)
+
+
+def to_rgb(images: np.ndarray) -> np.ndarray:
+    """Repeats the one channel of grey images [N, H, W, 1] three times; leaves [N, H, W, 3] as they are."""
+    return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
+
+
+def grid(images: np.ndarray, captions: Sequence[str] | None = None, columns: int | None = None) -> Image.Image:
+    """Lays images out in rows, with a caption above each; small ones are enlarged pixel by pixel.
+
+    Args:
+      images: [N, H, W, C] uint8, C 1 or 3.
+      captions: N short texts, or None.
+      columns: images per row; None makes the grid about square.
+
+    Returns:
+      An RGB image.
+    """
+    count, height, width, _ = images.shape
+    columns = min(count, columns or int(np.ceil(np.sqrt(count))))
+    scale = max(1, -(-CELL // min(height, width)))
+    top = CAPTION if captions else 0
+    cell_height, cell_width = height * scale + MARGIN + top, width * scale + MARGIN
+    rows = -(-count // columns)
+    sheet = Image.new("RGB", (columns * cell_width + MARGIN, rows * cell_height + MARGIN), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=CAPTION - 4)
+    for i, image in enumerate(to_rgb(images)):
+        left, upper = MARGIN + i % columns * cell_width, MARGIN + i // columns * cell_height
+        if captions:
+            draw.text((left, upper), captions[i], fill="black", font=font)
+        tile = Image.fromarray(image).resize((width * scale, height * scale), Image.Resampling.NEAREST)
+        sheet.paste(tile, (left, upper + top))
+    return sheet
+
+
+def save_atomically(sheet: Image.Image, path: str | pathlib.Path) -> None:
+    """Writes a PNG so that a reader never sees half of it."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    sheet.save(partial, format="PNG")
+    os.replace(partial, path)

@@ -1,0 +1,184 @@
+"""What a config section may hold: the keyword arguments of the constructor it names, with their types."""
+
+import dataclasses
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from diffusion_jax.errors import UserError, did_you_mean
+
+REQUIRED = inspect.Parameter.empty
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """One key of a section.
+
+    Attributes:
+      annotation: its type, as annotated in the constructor.
+      default: its default, or `REQUIRED`.
+    """
+
+    annotation: Any
+    default: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """One section of a config.
+
+    Attributes:
+      constructors: what the section can build, by the value of its key `name`; or one constructor, whose arguments are
+        all the keys there are.
+      context: arguments that the program supplies because they follow from other sections; not keys.
+    """
+
+    constructors: Mapping[str, Callable[..., Any]] | Callable[..., Any]
+    context: frozenset[str] = frozenset()
+
+    def constructor(self, place: str, values: Mapping[str, Any]) -> Callable[..., Any]:
+        """The constructor that the section's values ask for; `UserError` if there is none of that name."""
+        if not isinstance(self.constructors, Mapping):
+            return self.constructors
+        name = values.get("name")
+        if name not in self.constructors:
+            raise UserError(f"{place}.name={name!r} is not known{did_you_mean(str(name), self.constructors)}")
+        return self.constructors[name]
+
+    def options(self, constructor: Callable[..., Any]) -> dict[str, Option]:
+        """The keys that a constructor reads, from its signature."""
+        hints = typing.get_type_hints(_function(constructor))
+        return {
+            name: Option(hints.get(name, Any), parameter.default)
+            for name, parameter in _parameters(constructor).items()
+            if name not in self.context
+        }
+
+    def complete(self, place: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Checks a section and adds the defaults of the keys it does not mention.
+
+        Args:
+          place: the section's name, for errors.
+          values: the section as written.
+
+        Returns:
+          Every key the constructor reads, plus `name` where one was chosen by name.
+
+        Raises:
+          UserError: an unknown or missing key, an unknown name, or a value of another type.
+        """
+        constructor = self.constructor(place, values)
+        options = self.options(constructor)
+        by_name = isinstance(self.constructors, Mapping)
+        complete = {"name": values["name"]} if by_name else {}
+        for key in values:
+            if key not in options and not (by_name and key == "name"):
+                raise UserError(f"{place}.{key} is not an option of {_title(place, values)}{did_you_mean(key, options)}")
+        for key, option in options.items():
+            if key not in values and option.default is REQUIRED:
+                raise UserError(f"{place}.{key} is missing: {_title(place, values)} needs it")
+            value = values.get(key, option.default)
+            complete[key] = convert(f"{place}.{key}", value, option.annotation)
+        return complete
+
+    def build(self, place: str, values: Mapping[str, Any], **context: Any) -> Any:
+        """Calls the constructor that a completed section names.
+
+        Args:
+          place: the section's name, for errors.
+          values: the section.
+          **context: the arguments in `context`; those the constructor does not take are left out.
+
+        Returns:
+          Whatever the constructor returns.
+        """
+        constructor = self.constructor(place, values)
+        taken = _parameters(constructor)
+        options = {key: value for key, value in self.complete(place, values).items() if key in taken}
+        return constructor(**options, **{key: value for key, value in context.items() if key in taken})
+
+
+def _function(constructor: Callable[..., Any]) -> Callable[..., Any]:
+    # Not the signature of the class: the metaclass of NNX modules hides the arguments.
+    return constructor.__init__ if inspect.isclass(constructor) else constructor
+
+
+def _parameters(constructor: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    parameters = inspect.signature(_function(constructor)).parameters
+    return {
+        name: parameter
+        for name, parameter in parameters.items()
+        if name != "self" and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    }
+
+
+def _title(place: str, values: Mapping[str, Any]) -> str:
+    return f"{place} '{values['name']}'" if "name" in values else f"section '{place}'"
+
+
+def describe(annotation: Any) -> str:
+    """A type as a user would say it: "int", "float or None", "one of 'a', 'b'"."""
+    origin = typing.get_origin(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(describe(choice) for choice in typing.get_args(annotation))
+    if origin is typing.Literal:
+        return "one of " + ", ".join(repr(choice) for choice in typing.get_args(annotation))
+    if annotation is type(None):
+        return "None"
+    return getattr(annotation, "__name__", str(annotation)) if origin is None else str(annotation)
+
+
+def convert(place: str, value: Any, annotation: Any) -> Any:
+    """Checks a config value against a type annotation.
+
+    Args:
+      place: the key, for errors.
+      value: the value; lists stand for tuples and integers for floats.
+      annotation: int, float, bool, str, None, Literal, tuple[...], a union of these, or Any.
+
+    Returns:
+      The value as that type.
+
+    Raises:
+      UserError: the value is of another type, or not among the choices.
+    """
+    try:
+        return _convert(value, annotation)
+    except TypeError:
+        hint = ""
+        if typing.get_origin(annotation) is typing.Literal and isinstance(value, str):
+            hint = did_you_mean(value, [str(choice) for choice in typing.get_args(annotation)])
+        raise UserError(f"{place}={value!r} must be {describe(annotation)}{hint}") from None
+
+
+def _convert(value: Any, annotation: Any) -> Any:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        for choice in arguments:
+            try:
+                return _convert(value, choice)
+            except TypeError:
+                continue
+    elif origin is typing.Literal:
+        if value in arguments and type(value) in {type(choice) for choice in arguments}:
+            return value
+    elif origin is tuple:
+        if isinstance(value, list | tuple):
+            if len(arguments) == 2 and arguments[1] is Ellipsis:
+                return tuple(_convert(item, arguments[0]) for item in value)
+            if len(arguments) == len(value):
+                return tuple(_convert(item, each) for item, each in zip(value, arguments, strict=True))
+    elif annotation is float:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+    elif annotation is type(None):
+        if value is None:
+            return None
+    elif isinstance(annotation, type) and isinstance(value, annotation):
+        if not (isinstance(value, bool) and annotation is not bool):
+            return value
+    raise TypeError(f"{value!r} is not {annotation}")

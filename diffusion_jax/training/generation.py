@@ -1,0 +1,143 @@
+"""Drawing samples from a trained model: labels and a seed in, uint8 images out."""
+
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from diffusion_jax import keys
+from diffusion_jax.diffusion.denoiser import clip, denoiser
+from diffusion_jax.diffusion.samplers import initial_noise, sample
+from diffusion_jax.errors import UserError
+from diffusion_jax.parallel import processes
+from diffusion_jax.parallel.mesh import batch_parts, local_rows, replicated, to_global
+from diffusion_jax.pictures import grid, save_atomically, to_uint8
+from diffusion_jax.training.system import System
+
+LABELINGS = ("uniform", "balanced")
+
+
+def make_sample_function(system: System, sampler: Any, guidance: Any) -> Callable[..., jax.Array]:
+    """Builds the program that draws one batch; the caller compiles it.
+
+    Args:
+      system: the run's parts.
+      sampler: the walk, from `SAMPLERS`.
+      guidance: how conditional and unconditional calls combine.
+
+    Returns:
+      A function (model, first_stage, label [B] int32, index [B] int32, seed) → [B, H, W, C] uint8, in which image b
+      depends on (model, label[b], seed, index[b]) alone.
+    """
+    conditioner = system.conditioner
+    transforms = (clip,) if system.sample.clip else ()
+
+    def draw(model: Any, first_stage: Any, label: jax.Array, index: jax.Array, seed: jax.Array) -> jax.Array:
+        null = conditioner.null(label.shape[0]) if conditioner.has_null else None
+        guided = guidance(model, conditioner(label), null)
+        start = keys.purpose_key(seed, "sample_start")
+        x = initial_noise(sampler, system.path, start, index, system.latent_shape)  # [B, h, w, c]
+        denoise = denoiser(guided, system.prediction, transforms)
+        latents = sample(sampler, system.path, denoise, x, keys.purpose_key(seed, "sample_noise"), index)
+        return to_uint8(first_stage.decode(latents))  # [B, H, W, C]
+
+    return draw
+
+
+class SampleStream:
+    """Draws any number of samples in batches of one compiled size.
+
+    Args:
+      system: the run's parts.
+      mesh: the mesh; each batch is split over its batch axes.
+      sampler: the walk; None takes the config's.
+      guidance: the guidance; None takes the config's.
+      batch_size: images at once; rounded up to what the mesh divides.
+    """
+
+    def __init__(
+        self, system: System, mesh: Mesh, sampler: Any = None, guidance: Any = None, batch_size: int | None = None
+    ):
+        self.mesh = mesh
+        parts = batch_parts(mesh)
+        self.batch_size = -(-(batch_size or system.sample.batch_size) // parts) * parts
+        function = make_sample_function(
+            system, sampler or system.build("sampler"), guidance or system.build("guidance")
+        )
+        self.draw = jax.jit(function, out_shardings=replicated(mesh))
+
+    def __call__(self, model: Any, first_stage: Any, labels: np.ndarray, seed: int) -> Iterator[np.ndarray]:
+        """Draws sample 0, 1, … in order; all processes must take part and all receive the images.
+
+        Args:
+          model: the backbone.
+          first_stage: the first stage.
+          labels: [N] integers, the class of each sample.
+          seed: of the samples.
+
+        Yields:
+          [b, H, W, C] uint8 with b ≤ batch_size, N in all; sample i is a function of (model, labels[i], seed, i).
+        """
+        rows = local_rows(self.mesh, self.batch_size)
+        for first in range(0, len(labels), self.batch_size):
+            index = np.arange(first, first + self.batch_size, dtype=np.int32)
+            # The last batch is filled up with copies of the last label, and cut again.
+            label = np.asarray(labels, np.int32)[np.minimum(index, len(labels) - 1)]
+            batch = to_global(self.mesh, self.batch_size, {"label": label[rows], "index": index[rows]})
+            with jax.set_mesh(self.mesh):
+                images = self.draw(model, first_stage, batch["label"], batch["index"], jnp.uint32(seed))
+            yield np.asarray(images.addressable_data(0))[: len(labels) - first]
+
+
+def parse_labels(text: str, num: int, num_classes: int, seed: int) -> np.ndarray:
+    """The classes of `num` samples.
+
+    Args:
+      text: "balanced" (0, 1, … K−1, 0, …), "uniform" (independent draws), a range "0-9" or a list "3,3,7" (repeated).
+      num: number of samples.
+      num_classes: K.
+      seed: of "uniform"; label i is a function of (seed, i).
+
+    Returns:
+      [num] int32 in 0…K−1.
+
+    Raises:
+      UserError: anything else, or a label beyond K−1.
+    """
+    if text == "uniform":
+        index = jnp.arange(num)
+        draws = keys.uniform(keys.purpose_key(seed, "sample_label"), index)
+        return np.minimum(np.asarray(draws * num_classes).astype(np.int32), num_classes - 1)
+    labels: list[int] = []
+    for part in (f"0-{num_classes - 1}" if text == "balanced" else text).split(","):
+        first, dash, last = part.partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise UserError(f"--labels {text}: write uniform, balanced, a range such as 0-9 or a list such as 3,3,7")
+        labels += range(int(first), int(last or first) + 1)
+    if not labels or max(labels) >= num_classes:
+        raise UserError(f"--labels {text}: this model's classes are 0 to {num_classes - 1}")
+    return np.resize(np.asarray(labels, np.int32), num)
+
+
+def draw_grid(system: System, stream: SampleStream, model: Any, first_stage: Any, path: pathlib.Path) -> None:
+    """Draws the config's number of balanced samples into one labelled picture.
+
+    Args:
+      system: the run's parts.
+      stream: the compiled sampler.
+      model: the weights to draw from.
+      first_stage: the first stage.
+      path: the PNG to write.
+    """
+    labels = parse_labels("balanced", system.sample.grid, system.facts.num_classes, system.train.seed)
+    images = np.concatenate(list(stream(model, first_stage, labels, system.train.seed)))
+    if processes.is_main():
+        captions = [system.facts.class_names[label] for label in labels]
+        save_atomically(grid(images, captions, columns=min(10, len(labels))), path)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("grid")

@@ -1,0 +1,80 @@
+"""The optimizers of the papers, built from the config section `optimizer`."""
+
+from typing import Literal
+
+import optax
+
+from diffusion_jax.errors import UserError
+
+ScheduleName = Literal["constant", "cosine", "linear"]
+
+
+def learning_rate(lr: float, schedule: ScheduleName, warmup_steps: int, decay_steps: int | None) -> optax.Schedule:
+    """The learning rate as a function of the step.
+
+    Args:
+      lr: peak rate, reached after the warm-up.
+      schedule: shape after the warm-up; "cosine" and "linear" reach zero at `decay_steps`.
+      warmup_steps: steps of linear growth from zero, ≥ 0.
+      decay_steps: the step of the schedule's end, warm-up included; needed unless constant.
+
+    Returns:
+      A function of the integer step.
+
+    Raises:
+      UserError: a decaying schedule without an end after the warm-up.
+    """
+    if schedule == "constant":
+        after = optax.constant_schedule(lr)
+    else:
+        if decay_steps is None or decay_steps <= warmup_steps:
+            raise UserError(
+                f"optimizer.decay_steps={decay_steps}: the {schedule} schedule needs an end after "
+                f"optimizer.warmup_steps={warmup_steps}"
+            )
+        remaining = decay_steps - warmup_steps
+        decays = {
+            "cosine": optax.cosine_decay_schedule(lr, remaining),
+            "linear": optax.linear_schedule(lr, 0.0, remaining),
+        }
+        after = decays[schedule]
+    if warmup_steps == 0:
+        return after
+    return optax.join_schedules([optax.linear_schedule(0.0, lr, warmup_steps), after], [warmup_steps])
+
+
+def adamw(
+    *,
+    lr: float = 1e-4,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    clip_norm: float | None = None,
+    schedule: ScheduleName = "constant",
+    warmup_steps: int = 0,
+    decay_steps: int | None = None,
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """AdamW (arXiv 1711.05101), by default as DiT trains: constant rate, no decay, no clipping.
+
+    Args:
+      lr: learning rate.
+      b1: decay of the first moment.
+      b2: decay of the second moment.
+      eps: added to the root of the second moment.
+      weight_decay: decoupled decay per step, times the learning rate, on every parameter.
+      clip_norm: largest global norm of the gradient; None does not clip.
+      schedule: shape of the learning rate.
+      warmup_steps: linear warm-up.
+      decay_steps: end of a decaying schedule.
+
+    Returns:
+      The transformation, and the learning rate as a function of the step.
+    """
+    rate = learning_rate(lr, schedule, warmup_steps, decay_steps)
+    steps = [] if clip_norm is None else [optax.clip_by_global_norm(clip_norm)]
+    return optax.chain(*steps, optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)), rate
+
+
+OPTIMIZERS = {"adamw": adamw}
+"""Optimizers by the `name` of the config section `optimizer`."""

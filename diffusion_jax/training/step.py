@@ -1,0 +1,114 @@
+"""One training step of a diffusion model: uint8 images in, updated state and metrics out."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from diffusion_jax import keys
+from diffusion_jax.training.system import System
+from diffusion_jax.training.ema import ema_update
+from diffusion_jax.training.state import TrainState
+
+TIME_BUCKETS = 4
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+def prepare(system: System, first_stage: Any, batch: Batch, step: jax.Array, index: jax.Array) -> jax.Array:
+    """Turns uint8 images into what the backbone is trained on.
+
+    Args:
+      system: the run's parts.
+      first_stage: the autoencoder, or the identity.
+      batch: `image` uint8 [B, H, W, C].
+      step: the training step.
+      index: [B] rows of the global batch.
+
+    Returns:
+      Latents [B, h, w, c] float32: flipped at random if the config says so, scaled to [−1, 1], encoded.
+    """
+    seed = system.train.seed
+    images = batch["image"].astype(jnp.float32) / 127.5 - 1
+    if system.data.flip:
+        flip = keys.uniform(keys.purpose_key(seed, "flip", step), index) < 0.5
+        images = jnp.where(flip[:, None, None, None], images[:, :, ::-1], images)
+    noise = keys.normal(keys.purpose_key(seed, "posterior", step), index, system.latent_shape)
+    return first_stage.encode(images, noise)
+
+
+def make_train_step(
+    system: System, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> Callable[[TrainState, Any, Batch], tuple[TrainState, Metrics]]:
+    """Builds the step of a run; the caller compiles it.
+
+    Noise, times, label drops and flips depend on (seed, purpose, step, row of the global batch) alone, so neither the
+    mesh nor `train.microbatches` changes them.
+
+    Args:
+      system: the run's parts.
+      optimizer: the gradient transformation.
+      mesh: the mesh that the batch lies on.
+
+    Returns:
+      A function (state, first_stage, batch of `image` and `label`) → (state, metrics). The metrics are `loss`, the
+      loss's own parts, `grad_norm`, and per time bucket `loss_sum` and `count` [TIME_BUCKETS].
+    """
+    train = system.train
+
+    def batch_loss(model: Any, first_stage: Any, batch: Batch, step: jax.Array) -> tuple[jax.Array, dict]:
+        index = batch["index"]
+        x0 = prepare(system, first_stage, batch, step, index)
+        cond = system.conditioner(batch["label"])
+        cond = system.conditioner.drop(cond, keys.purpose_key(train.seed, "label_drop", step), index)
+        per_sample, aux = system.training_loss(model, x0, cond, step, index)
+        return per_sample.mean(), {"loss": per_sample, **aux}
+
+    gradient = jax.grad(batch_loss, has_aux=True)
+
+    def accumulate(model: Any, first_stage: Any, batch: Batch, step: jax.Array) -> tuple[Any, dict]:
+        if train.microbatches == 1:
+            return gradient(model, first_stage, batch, step)
+        micro = jax.tree.map(lambda rows: split_rows(rows, train.microbatches, mesh), batch)
+
+        def body(total: Any, part: Batch) -> tuple[Any, dict]:
+            gradients, aux = gradient(model, first_stage, part, step)
+            return jax.tree.map(jnp.add, total, gradients), aux
+
+        total, aux = jax.lax.scan(body, jax.tree.map(jnp.zeros_like, model), micro)
+        mean = jax.tree.map(lambda gradients: gradients / train.microbatches, total)
+        return mean, jax.tree.map(lambda rows: rows.reshape(-1), aux)  # [microbatches, B / microbatches] -> [B]
+
+    def train_step(state: TrainState, first_stage: Any, batch: Batch) -> tuple[TrainState, Metrics]:
+        batch = {**batch, "index": jnp.arange(batch["label"].shape[0])}
+        gradients, aux = accumulate(state.model, first_stage, batch, state.step)
+        updates, opt_state = optimizer.update(gradients, state.optimizer, state.model)
+        model = optax.apply_updates(state.model, updates)
+        new_state = TrainState(
+            step=state.step + 1,
+            model=model,
+            ema=ema_update(state.ema, model, train.ema_decay),
+            optimizer=opt_state,
+        )
+        time = aux.pop("time")
+        bucket = jnp.clip((time * TIME_BUCKETS).astype(jnp.int32), 0, TIME_BUCKETS - 1)
+        metrics = {name: values.mean() for name, values in aux.items()}
+        metrics["grad_norm"] = optax.global_norm(gradients)
+        metrics["loss_sum"] = jnp.zeros(TIME_BUCKETS).at[bucket].add(aux["loss"])
+        metrics["count"] = jnp.zeros(TIME_BUCKETS).at[bucket].add(1.0)
+        return new_state, metrics
+
+    return train_step
+
+
+def split_rows(rows: jax.Array, parts: int, mesh: Mesh) -> jax.Array:
+    """Splits a sharded batch [B, …] into [parts, B / parts, …], each part spread over all devices.
+
+    Part k takes rows k, k + parts, …, so every device splits the rows it has and none are moved.
+    """
+    rows = rows.reshape(rows.shape[0] // parts, parts, *rows.shape[1:]).swapaxes(0, 1)
+    return jax.lax.with_sharding_constraint(rows, NamedSharding(mesh, PartitionSpec(None, ("data", "fsdp"))))

@@ -1,0 +1,206 @@
+"""From a config to the parts it names: the one place where data, models and diffusion meet."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any, Literal
+
+import jax
+import ml_collections
+from flax import nnx
+
+from diffusion_jax import keys
+from diffusion_jax.config import Schema
+from diffusion_jax.data import DataConfig, Source
+from diffusion_jax.diffusion.guidance import ClassifierFreeGuidance
+from diffusion_jax.diffusion.losses import LOSSES
+from diffusion_jax.diffusion.paths import PATHS
+from diffusion_jax.diffusion.predictions import Prediction
+from diffusion_jax.diffusion.samplers import SAMPLERS
+from diffusion_jax.errors import UserError
+from diffusion_jax.interop.autoencoder import load_first_stage
+from diffusion_jax.models.conditioner import CONDITIONERS
+from diffusion_jax.models.dit import DiT
+from diffusion_jax.models.first_stage import FIRST_STAGES
+from diffusion_jax.parallel.mesh import MeshConfig
+from diffusion_jax.schema import Section
+from diffusion_jax.training.optimizer import OPTIMIZERS
+
+GUIDANCES = {"cfg": ClassifierFreeGuidance}
+
+MODELS = {"dit": DiT}
+"""Backbones by the `name` of the config section `model`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The `train` section.
+
+    Attributes:
+      steps: optimizer steps in all.
+      batch_size: images per step, over all devices and processes.
+      microbatches: parts that a batch is computed in, one after the other; changes memory, not numbers.
+      seed: 0 ≤ seed < 2³²; decides everything random.
+      ema_decay: decay of the weight average per step.
+      log_every: steps between lines in the log.
+      save_every: steps between checkpoints; the last step is saved in any case.
+      keep: newest checkpoints to keep.
+      keep_every: also keep the checkpoints of these steps' multiples for good; None keeps no others.
+      sample_every: steps between sample grids; None draws none.
+    """
+
+    steps: int
+    batch_size: int
+    microbatches: int = 1
+    seed: int = 0
+    ema_decay: float = 0.9999
+    log_every: int = 100
+    save_every: int = 10_000
+    keep: int = 2
+    keep_every: int | None = None
+    sample_every: int | None = None
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "microbatches", "log_every", "save_every", "keep"):
+            if getattr(self, name) < 1:
+                raise UserError(f"train.{name}={getattr(self, name)}: must be at least 1")
+        for name in ("keep_every", "sample_every"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise UserError(f"train.{name}={getattr(self, name)}: must be at least 1, or None for never")
+        if self.keep_every is not None and self.keep_every % self.save_every:
+            raise UserError(f"train.keep_every={self.keep_every}: must be a multiple of train.save_every={self.save_every}")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"train.seed={self.seed}: must be at least 0 and below 2³²")
+        if not 0 <= self.ema_decay <= 1:
+            raise UserError(f"train.ema_decay={self.ema_decay}: must lie in [0, 1]")
+        if self.batch_size % self.microbatches:
+            raise UserError(f"train.microbatches={self.microbatches} does not divide train.batch_size={self.batch_size}")
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig:
+    """The `sample` section: how samples are drawn where the command line does not say otherwise.
+
+    Attributes:
+      params: "ema" (what papers report) or "raw" weights.
+      batch_size: images drawn at once, over all devices; a matter of memory and speed only.
+      grid: number of images in the grids drawn during training.
+      clip: clip the predicted data to [−1, 1] at every step; right for pixels, wrong for latents.
+    """
+
+    params: Literal["ema", "raw"] = "ema"
+    batch_size: int = 64
+    grid: int = 40
+    clip: bool = False
+
+    def __post_init__(self):
+        if self.batch_size < 1 or self.grid < 1:
+            raise UserError(f"sample.batch_size={self.batch_size} and sample.grid={self.grid} must be at least 1")
+
+
+SCHEMA: Schema = {
+    "data": Section(DataConfig),
+    "conditioner": Section(CONDITIONERS, frozenset({"num_classes"})),
+    "autoencoder": Section(FIRST_STAGES),
+    "model": Section(MODELS, frozenset({"input_shape", "out_channels", "num_classes", "null_class", "rngs"})),
+    "path": Section(PATHS),
+    "prediction": Section(Prediction),
+    "loss": Section(LOSSES),
+    "optimizer": Section(OPTIMIZERS),
+    "train": Section(TrainConfig),
+    "sampler": Section(SAMPLERS),
+    "guidance": Section(GUIDANCES),
+    "sample": Section(SampleConfig),
+    "mesh": Section(MeshConfig),
+}
+"""Every section of a config."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetFacts:
+    """What a model must know of its data; kept with a checkpoint, so that sampling needs no data.
+
+    Attributes:
+      num_classes: number of classes K.
+      class_names: their names, by label.
+      identity: the data set, its split and transform in one line.
+    """
+
+    num_classes: int
+    class_names: tuple[str, ...]
+    identity: str
+
+    @classmethod
+    def of(cls, source: Source) -> "DatasetFacts":
+        return cls(source.num_classes, tuple(source.class_names), source.identity)
+
+
+class System:
+    """The parts of a run, built and checked against each other.
+
+    Args:
+      config: a complete config.
+      facts: what is known of the data.
+
+    Raises:
+      UserError: parts that do not fit together, or values out of range.
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict, facts: DatasetFacts):
+        self.config = config
+        self.facts = facts
+        self.train: TrainConfig = self.build("train")
+        self.data: DataConfig = self.build("data")
+        self.sample: SampleConfig = self.build("sample")
+        self.path = self.build("path")
+        self.prediction: Prediction = self.build("prediction")
+        self.loss = self.build("loss")
+        self.loss.check(self.path, self.prediction)
+        self.conditioner = self.build("conditioner", num_classes=facts.num_classes)
+        self.first_stage = self.build("autoencoder")
+        missing = self.conditioner.provides - MODELS[config.model.name].conditions
+        if missing:
+            raise UserError(
+                f"model '{config.model.name}' takes no {', '.join(sorted(missing))}, which conditioner "
+                f"'{config.conditioner.name}' provides: choose another model or conditioner"
+            )
+
+    def build(self, section: str, **context: Any) -> Any:
+        """Builds what a section names."""
+        return SCHEMA[section].build(section, self.config[section], **context)
+
+    @cached_property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(h, w, c) of what the backbone sees."""
+        return self.first_stage.abstract().latent_shape(self.data.image_size, self.data.channels)
+
+    @cached_property
+    def abstract_model(self) -> Any:
+        """The backbone with shapes in place of arrays."""
+        return jax.eval_shape(self.init_model)
+
+    def init_model(self) -> Any:
+        """The backbone at initialisation, a function of the config and `train.seed`."""
+        return self.build(
+            "model",
+            input_shape=self.latent_shape,
+            out_channels=self.prediction.output_channels(self.latent_shape[-1]),
+            num_classes=self.facts.num_classes,
+            null_class=self.conditioner.has_null,
+            rngs=nnx.Rngs(keys.purpose_key(self.train.seed, "init")),
+        )
+
+    def load_first_stage(self) -> Any:
+        """The first stage with its weights, ready to be an argument of compiled functions."""
+        return self.first_stage.build(load_first_stage, self.train.seed)
+
+    def training_loss(
+        self, model: Callable, x0: jax.Array, cond: Any, step: jax.Array, index: jax.Array
+    ) -> tuple[jax.Array, Mapping[str, jax.Array]]:
+        """The loss of latents [B, h, w, c] under their conditions: [B], and [B] diagnostics (see `diffusion.losses`)."""
+        key = keys.purpose_key(self.train.seed, "loss", step)
+        return self.loss(model, self.path, self.prediction, x0, cond, key, index)
+
+    def train_flops_per_image(self) -> float:
+        """FLOPs of forward and backward pass through the backbone, per image; a multiply-add is two."""
+        return 3 * 2 * self.abstract_model.macs()

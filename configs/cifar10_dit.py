@@ -3,9 +3,10 @@
 No paper reports this model; the settings are DiT's recipe (arXiv 2212.09748) at the size and patch of U-ViT-S/2 on
 CIFAR-10 (arXiv 2209.12152), which reaches FID 3.11 without labels.
 
-    pip install 'diffusion_jax[tf]' && python -c "import tensorflow_datasets as t; t.builder('cifar10').download_and_prepare()"
+    pip install -e '.[tf]'
+    python -c "import tensorflow_datasets as tfds; tfds.builder('cifar10').download_and_prepare()"
     diffusion-jax train --config configs/cifar10_dit.py --workdir runs/cifar10
-    diffusion-jax train --config configs/cifar10_dit.py:B/2 --workdir runs/cifar10 --config.data.name=folder:/data/cifar10
+    diffusion-jax train --config configs/cifar10_dit.py:B/2 --workdir runs/b2 --config.data.name=folder:/data/cifar10
 """
 
 from ml_collections import ConfigDict

@@ -1,7 +1,7 @@
 """Class-conditional DiT on the 1,797 handwritten digits that scikit-learn ships; minutes on two CPU cores.
 
-    diffusion-jax train --config configs/digits.py --workdir runs/digits
-    diffusion-jax train --config configs/digits.py:smoke --workdir runs/smoke
+diffusion-jax train --config configs/digits.py --workdir runs/digits
+diffusion-jax train --config configs/digits.py:smoke --workdir runs/smoke
 """
 
 from ml_collections import ConfigDict

@@ -96,7 +96,9 @@ def flag_error(error: flags.Error, values: flags.FlagValues) -> str:
     """One line for an absl flag error, naming the nearest flag where one is unknown."""
     if isinstance(error, flags.UnrecognizedFlagError):
         known = [flag.replace("_", "-") for flag in values if flag not in ("overrides",)]
-        return f"--{error.flagname.replace('_', '-')} is not a flag{did_you_mean(error.flagname.replace('_', '-'), known)}"
+        return (
+            f"--{error.flagname.replace('_', '-')} is not a flag{did_you_mean(error.flagname.replace('_', '-'), known)}"
+        )
     return " ".join(str(error).split()).removeprefix("flags parsing error: ").replace("flag --", "--", 1)
 
 

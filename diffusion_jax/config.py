@@ -11,7 +11,7 @@ from absl import flags
 from ml_collections import config_dict, config_flags
 
 from diffusion_jax.errors import UserError, did_you_mean
-from diffusion_jax.schema import Section, describe
+from diffusion_jax.schema import Section
 
 Schema = Mapping[str, Section]
 OVERRIDE = "--config."
@@ -56,7 +56,9 @@ def load_config(file: str, overrides: Sequence[str], schema: Schema) -> config_d
     for argument in overrides:
         _check_override(argument, config, schema)
     values = flags.FlagValues()
-    config_flags.DEFINE_config_dict("config", _with_placeholders(config, schema), flag_values=values, sys_argv=[file, *overrides])
+    config_flags.DEFINE_config_dict(
+        "config", _with_placeholders(config, schema), flag_values=values, sys_argv=[file, *overrides]
+    )
     try:
         values([file, *overrides])
     except flags.Error as error:

@@ -75,7 +75,9 @@ class Section:
         complete = {"name": values["name"]} if by_name else {}
         for key in values:
             if key not in options and not (by_name and key == "name"):
-                raise UserError(f"{place}.{key} is not an option of {_title(place, values)}{did_you_mean(key, options)}")
+                raise UserError(
+                    f"{place}.{key} is not an option of {_title(place, values)}{did_you_mean(key, options)}"
+                )
         for key, option in options.items():
             if key not in values and option.default is REQUIRED:
                 raise UserError(f"{place}.{key} is missing: {_title(place, values)} needs it")
@@ -178,7 +180,8 @@ def _convert(value: Any, annotation: Any) -> Any:
     elif annotation is type(None):
         if value is None:
             return None
+    elif isinstance(value, bool) and annotation is not bool:
+        pass  # a bool is an int in Python, but True is not a number of steps
     elif isinstance(annotation, type) and isinstance(value, annotation):
-        if not (isinstance(value, bool) and annotation is not bool):
-            return value
+        return value
     raise TypeError(f"{value!r} is not {annotation}")

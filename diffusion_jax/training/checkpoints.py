@@ -75,7 +75,9 @@ class Checkpoints:
         if step == "latest":
             return steps[-1]
         if not str(step).isdigit() or int(step) not in steps:
-            raise UserError(f"step {step}: {self.folder} has no such checkpoint; there are {', '.join(map(str, steps))}")
+            raise UserError(
+                f"step {step}: {self.folder} has no such checkpoint; there are {', '.join(map(str, steps))}"
+            )
         return int(step)
 
     def metadata(self, step: int) -> dict[str, Any]:
@@ -100,7 +102,9 @@ class Checkpoints:
         try:
             restored = self.manager.restore(step, args=ocp.args.Composite(**wanted))
         except ValueError as error:
-            raise UserError(f"{self.folder}/{step} does not fit this model: {' '.join(str(error).split())[:300]}") from error
+            raise UserError(
+                f"{self.folder}/{step} does not fit this model: {' '.join(str(error).split())[:300]}"
+            ) from error
         return abstract._replace(**{name: restored[name]["value"] for name in wanted})
 
     def wait(self) -> None:

@@ -56,8 +56,8 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     rows = local_rows(mesh, system.train.batch_size)
     if (system.train.batch_size // system.train.microbatches) % batch_parts(mesh):
         raise UserError(
-            f"train.microbatches={system.train.microbatches} leaves {system.train.batch_size // system.train.microbatches} "
-            f"images at once, which do not divide over {batch_parts(mesh)} batch shards (mesh data × fsdp)"
+            f"train.microbatches={system.train.microbatches} cuts train.batch_size={system.train.batch_size} into parts "
+            f"that do not divide over {batch_parts(mesh)} batch shards (mesh data × fsdp)"
         )
     optimizer, learning_rate = system.build("optimizer")
     abstract = abstract_state(system, optimizer, mesh)
@@ -81,12 +81,14 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
         parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract.model))
         print(
             f"{'resuming at' if step else 'starting at'} step {step} of {system.train.steps}: {parameters:,} parameters, "
-            f"{len(source):,} images, {mesh.size} devices {dict(mesh.shape)}",
+            f"{len(source):,} images, mesh {dict(mesh.shape)}",
             file=sys.stderr,
         )
     first_stage = jax.device_put(system.load_first_stage(), replicated(mesh))
     step_function = jax.jit(
-        make_train_step(system, optimizer, mesh), donate_argnums=0, out_shardings=(shardings_of(abstract), replicated(mesh))
+        make_train_step(system, optimizer, mesh),
+        donate_argnums=0,
+        out_shardings=(shardings_of(abstract), replicated(mesh)),
     )
     loop = Loop(system, mesh, checkpoints, metadata, workdir, learning_rate)
     with jax.set_mesh(mesh):
@@ -104,7 +106,8 @@ def check_same_run(config: ml_collections.ConfigDict, stored: dict[str, Any], wo
         decisive = key.partition(".")[0] in IDENTITY_SECTIONS or key in IDENTITY_KEYS
         if decisive and key not in FREE_KEYS:
             raise UserError(
-                f"{workdir} holds a run with {key}={before!r}, not {now!r}: set it back to resume, or use another --workdir"
+                f"{workdir} holds a run with {key}={before!r}, not {now!r}: set it back to resume, or use another "
+                "--workdir"
             )
 
 
@@ -193,10 +196,14 @@ class Loop:
                         self.saved = step
                     if train.sample_every and self.stream and (last or step % train.sample_every == 0):
                         params = state.ema if self.system.sample.params == "ema" else state.model
-                        draw_grid(self.system, self.stream, params, first_stage, self.workdir / f"samples/{step:08}.png")
+                        draw_grid(
+                            self.system, self.stream, params, first_stage, self.workdir / f"samples/{step:08}.png"
+                        )
                     if stopping:
                         if main:
-                            print(f"{stop.signal_name or 'stop'}: saved step {step}; run again to resume", file=sys.stderr)
+                            print(
+                                f"{stop.signal_name or 'stop'}: saved step {step}; run again to resume", file=sys.stderr
+                            )
                         break
                     if reporting:
                         clock = time.perf_counter()
@@ -213,7 +220,9 @@ class Loop:
         Raises:
           UserError: names the step and the last good checkpoint.
         """
-        for number, loss in enumerate(jax.device_get([metrics["loss"] for metrics in pending]), step - len(pending) + 1):
+        for number, loss in enumerate(
+            jax.device_get([metrics["loss"] for metrics in pending]), step - len(pending) + 1
+        ):
             if not np.isfinite(loss):
                 kept = "nothing was saved" if self.saved is None else f"step {self.saved} is the last good checkpoint"
                 self.checkpoints.wait()

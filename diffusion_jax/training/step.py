@@ -9,9 +9,9 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from diffusion_jax import keys
-from diffusion_jax.training.system import System
 from diffusion_jax.training.ema import ema_update
 from diffusion_jax.training.state import TrainState
+from diffusion_jax.training.system import System
 
 TIME_BUCKETS = 4
 

@@ -68,13 +68,17 @@ class TrainConfig:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"train.{name}={getattr(self, name)}: must be at least 1, or None for never")
         if self.keep_every is not None and self.keep_every % self.save_every:
-            raise UserError(f"train.keep_every={self.keep_every}: must be a multiple of train.save_every={self.save_every}")
+            raise UserError(
+                f"train.keep_every={self.keep_every}: must be a multiple of train.save_every={self.save_every}"
+            )
         if not 0 <= self.seed < 2**32:
             raise UserError(f"train.seed={self.seed}: must be at least 0 and below 2³²")
         if not 0 <= self.ema_decay <= 1:
             raise UserError(f"train.ema_decay={self.ema_decay}: must lie in [0, 1]")
         if self.batch_size % self.microbatches:
-            raise UserError(f"train.microbatches={self.microbatches} does not divide train.batch_size={self.batch_size}")
+            raise UserError(
+                f"train.microbatches={self.microbatches} does not divide train.batch_size={self.batch_size}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,7 +201,7 @@ class System:
     def training_loss(
         self, model: Callable, x0: jax.Array, cond: Any, step: jax.Array, index: jax.Array
     ) -> tuple[jax.Array, Mapping[str, jax.Array]]:
-        """The loss of latents [B, h, w, c] under their conditions: [B], and [B] diagnostics (see `diffusion.losses`)."""
+        """The loss of latents [B, h, w, c] under their conditions, [B], and the [B] diagnostics of the loss."""
         key = keys.purpose_key(self.train.seed, "loss", step)
         return self.loss(model, self.path, self.prediction, x0, cond, key, index)
 

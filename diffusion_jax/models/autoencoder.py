@@ -1,0 +1,136 @@
+"""The KL-regularised autoencoder of latent diffusion (arXiv 2112.10752)."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from diffusion_jax.models.autoencoder_blocks import Decoder, Encoder, make_layout
+from diffusion_jax.models.convolution import pointwise
+from diffusion_jax.models.precision import DTypeName
+
+AUTOENCODERS: Mapping[str, dict[str, Any]] = {
+    "kl-f4": {"ch_mult": (1, 2, 4), "z_channels": 3, "embed_dim": 3},
+    "kl-f8": {"ch_mult": (1, 2, 4, 4), "z_channels": 4, "embed_dim": 4},
+    "kl-f16": {"ch_mult": (1, 1, 2, 2, 4), "attn_resolutions": (16,), "z_channels": 16, "embed_dim": 16},
+    "kl-f32": {"ch_mult": (1, 1, 2, 2, 4, 4), "attn_resolutions": (16, 8), "z_channels": 64, "embed_dim": 64},
+    "sd-vae": {"ch_mult": (1, 2, 4, 4), "z_channels": 4, "embed_dim": 4},
+}
+"""Constructor arguments of `AutoencoderKL` for the published models; those of LDM are named by their factor f."""
+
+
+class Moments(NamedTuple):
+    """A diagonal Gaussian over latents, what the encoder says of a batch of images.
+
+    Attributes:
+      mean: [B, h, w, embed_dim] float32; also the mode.
+      logvar: [B, h, w, embed_dim] float32, in [-30, 20].
+    """
+
+    mean: jax.Array
+    logvar: jax.Array
+
+    @property
+    def std(self) -> jax.Array:
+        """[B, h, w, embed_dim], the standard deviation."""
+        return jnp.exp(0.5 * self.logvar)
+
+    def sample(self, noise: jax.Array) -> jax.Array:
+        """mean + std · noise: the latents [B, h, w, embed_dim] drawn by standard normal `noise` of that shape."""
+        return self.mean + self.std * noise
+
+    def kl(self) -> jax.Array:
+        """[B] divergence from N(0, I) in nats, ½ Σ (mean² + var − 1 − ln var) over h, w and channels."""
+        return 0.5 * jnp.sum(self.mean**2 + jnp.exp(self.logvar) - 1 - self.logvar, axis=(1, 2, 3))
+
+    def negative_log_likelihood(self, latents: jax.Array) -> jax.Array:
+        """[B] −ln density in nats of `latents` [B, h, w, embed_dim], summed over h, w and channels."""
+        squares = (latents - self.mean) ** 2 * jnp.exp(-self.logvar)
+        return 0.5 * jnp.sum(np.log(2 * np.pi).astype(np.float32) + self.logvar + squares, axis=(1, 2, 3))
+
+
+class AutoencoderKL(nnx.Module):
+    """Convolutional autoencoder whose latents are kept close to N(0, I) by a KL penalty (§3.1, appendix G).
+
+    The defaults are those of the Stable Diffusion autoencoder ("sd-vae", f = 8).
+
+    Args:
+      in_channels: channels of the images read.
+      out_channels: channels of the images written.
+      ch: width of the first level.
+      ch_mult: width of each level over `ch`; f = 2^(levels − 1).
+      num_res_blocks: residual blocks per encoder level; the decoder has one more.
+      attn_resolutions: sizes of the levels that attend, for images of `resolution`; the placement does not follow
+        the size of actual inputs.
+      resolution: nominal image size, used only to place `attn_resolutions`.
+      mid_attention: whether the lowest resolution attends (off in the "noattn" variant).
+      z_channels: channels between the encoder and the bottleneck.
+      embed_dim: channels of the latents.
+      norm_groups: groups of every norm; divides `ch`.
+      dtype: compute dtype; parameters and norms are float32.
+      rngs: initialiser streams; convolutions uniform in ±1/√fan_in.
+
+    Raises:
+      UserError: an attention resolution that no level has, or a width that does not divide into groups.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        ch: int = 128,
+        ch_mult: tuple[int, ...] = (1, 2, 4, 4),
+        num_res_blocks: int = 2,
+        attn_resolutions: tuple[int, ...] = (),
+        resolution: int = 256,
+        mid_attention: bool = True,
+        z_channels: int = 4,
+        embed_dim: int = 4,
+        norm_groups: int = 32,
+        dtype: DTypeName = "float32",
+        rngs: nnx.Rngs,
+    ):
+        self.layout = make_layout(
+            ch=ch,
+            ch_mult=ch_mult,
+            num_res_blocks=num_res_blocks,
+            attn_resolutions=attn_resolutions,
+            resolution=resolution,
+            mid_attention=mid_attention,
+            norm_groups=norm_groups,
+            dtype=dtype,
+        )
+        self.in_channels, self.out_channels, self.embed_dim = in_channels, out_channels, embed_dim
+        self.encoder = Encoder(self.layout, in_channels, 2 * z_channels, rngs=rngs)
+        self.decoder = Decoder(self.layout, z_channels, out_channels, rngs=rngs)
+        # The bottleneck is 0.01 % of the work, and its outputs are the latents themselves: always float32.
+        self.quant_conv = pointwise(2 * z_channels, 2 * embed_dim, dtype=jnp.dtype("float32"), rngs=rngs)
+        self.post_quant_conv = pointwise(embed_dim, z_channels, dtype=jnp.dtype("float32"), rngs=rngs)
+
+    def encode(self, images: jax.Array) -> Moments:
+        """The distribution of the latents of images.
+
+        Args:
+          images: [B, H, W, in_channels] float in [-1, 1], H and W divisible by f.
+
+        Returns:
+          Moments of [B, H/f, W/f, embed_dim] float32.
+        """
+        moments = self.quant_conv(self.encoder(images))  # [B, H/f, W/f, 2·embed_dim]
+        mean, logvar = jnp.split(moments, 2, axis=-1)  # [B, H/f, W/f, embed_dim] each
+        return Moments(mean, jnp.clip(logvar, -30.0, 20.0))
+
+    def decode(self, latents: jax.Array) -> jax.Array:
+        """The images of latents.
+
+        Args:
+          latents: [B, h, w, embed_dim] float, unscaled (as `encode` gives them).
+
+        Returns:
+          [B, f·h, f·w, out_channels] float32, about [-1, 1] but not clipped.
+        """
+        return self.decoder(self.post_quant_conv(latents)).astype(jnp.float32)  # [B, H, W, out_channels]

@@ -1,0 +1,210 @@
+"""First stages: what stands between images and the space in which diffusion happens.
+
+The `autoencoder` section of a config names an entry of `FIRST_STAGES` and its keyword arguments. The entry describes;
+`build` makes the first stage itself, a pytree that goes into jitted functions as an argument:
+
+    stage = KLConfig(preset="sd-vae", weights="weights/sd-vae-ft-ema").build(load_weights, seed=0)
+    latents = stage.encode(images, noise)
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.keys import purpose_key
+from diffusion_jax.models.autoencoder import AUTOENCODERS, AutoencoderKL
+from diffusion_jax.models.precision import DTypeName
+
+
+class FirstStage(Protocol):
+    """Images to latents and back; a pytree whose leaves are the frozen parameters."""
+
+    def latent_shape(self, image_size: int | tuple[int, int], channels: int) -> tuple[int, int, int]:
+        """The shape of one image's latents.
+
+        Args:
+          image_size: H and W in pixels; one number for squares.
+          channels: channels of the images.
+
+        Returns:
+          (h, w, c).
+
+        Raises:
+          UserError: this first stage cannot take such images.
+        """
+
+    def encode(self, images: jax.Array, noise: jax.Array) -> jax.Array:
+        """Draws the latents a diffusion model is trained on.
+
+        Args:
+          images: [B, H, W, C] float in [-1, 1].
+          noise: [B, h, w, c] standard normal, of `latent_shape`; decides the draw from the posterior.
+
+        Returns:
+          [B, h, w, c] float32, scaled to a variance near one.
+        """
+
+    def decode(self, latents: jax.Array) -> jax.Array:
+        """The images of latents as `encode` gives them.
+
+        Args:
+          latents: [B, h, w, c] float.
+
+        Returns:
+          [B, H, W, C] float32 about [-1, 1]; not clipped, so gradients pass.
+        """
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """Diffusion on pixels: the latents are the images."""
+
+    def latent_shape(self, image_size: int | tuple[int, int], channels: int) -> tuple[int, int, int]:
+        """(H, W, C) of the images; see `FirstStage`."""
+        return (*_pair(image_size), channels)
+
+    def encode(self, images: jax.Array, noise: jax.Array) -> jax.Array:
+        """Returns `images`; `noise` is not used, since there is nothing to draw."""
+        return images.astype(jnp.float32)
+
+    def decode(self, latents: jax.Array) -> jax.Array:
+        """Returns `latents`."""
+        return latents.astype(jnp.float32)
+
+    def abstract(self) -> "Identity":
+        """Returns itself; there is nothing but shapes."""
+        return self
+
+    def build(self, load_weights: Callable[..., Any], seed: int) -> "Identity":
+        """Returns itself; there are no weights."""
+        return self
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class KLFirstStage:
+    """Diffusion on the scaled latents of a KL autoencoder (arXiv 2112.10752, §4.3.2 and appendix D.1).
+
+    Attributes:
+      autoencoder: the frozen autoencoder.
+      scale: scalar float32 s; the diffusion model sees s · z.
+    """
+
+    autoencoder: AutoencoderKL
+    scale: jax.Array
+
+    def latent_shape(self, image_size: int | tuple[int, int], channels: int) -> tuple[int, int, int]:
+        """(H/f, W/f, embed_dim); needs no weights. See `FirstStage`."""
+        model, factor = self.autoencoder, self.autoencoder.layout.downsampling
+        if channels != model.in_channels:
+            raise UserError(f"the data has {channels} channels, but autoencoder.in_channels={model.in_channels}")
+        height, width = _pair(image_size)
+        if height % factor or width % factor:
+            raise UserError(
+                f"an image size of {height}×{width} does not divide by {factor}, the autoencoder's downsampling factor"
+            )
+        return height // factor, width // factor, model.embed_dim
+
+    def encode(self, images: jax.Array, noise: jax.Array) -> jax.Array:
+        """s · (mean + std · noise); see `FirstStage`."""
+        return self.scale * self.autoencoder.encode(images).sample(noise)
+
+    def decode(self, latents: jax.Array) -> jax.Array:
+        """The decoder's images of latents / s; see `FirstStage`."""
+        return self.autoencoder.decode(latents / self.scale)
+
+
+PUBLISHED_SCALES: Mapping[str, float] = {"sd-vae": 0.18215}
+"""Latent scales that belong to weights; the LDM models measure theirs on the first training batch or use one."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KLConfig:
+    """The `autoencoder` section of diffusion in the latent space of an `AutoencoderKL`.
+
+    Attributes:
+      preset: the published architecture to start from, a key of `AUTOENCODERS`.
+      weights: file or folder to read the weights from, or "random" for an untrained autoencoder (smoke runs).
+      scale: s of `KLFirstStage`; None takes the published one of the preset.
+      in_channels: this and the rest replace the preset's arguments of `AutoencoderKL`; None keeps them.
+
+    Raises:
+      UserError: a scale that is not positive, or none for a preset that has none.
+    """
+
+    preset: Literal["sd-vae", "kl-f4", "kl-f8", "kl-f16", "kl-f32"] = "sd-vae"
+    weights: str | None = None
+    scale: float | None = None
+    in_channels: int | None = None
+    out_channels: int | None = None
+    ch: int | None = None
+    ch_mult: tuple[int, ...] | None = None
+    num_res_blocks: int | None = None
+    attn_resolutions: tuple[int, ...] | None = None
+    resolution: int | None = None
+    mid_attention: bool | None = None
+    z_channels: int | None = None
+    embed_dim: int | None = None
+    norm_groups: int | None = None
+    dtype: DTypeName | None = None
+
+    def __post_init__(self) -> None:
+        if self.scale is None and self.preset not in PUBLISHED_SCALES:
+            raise UserError(
+                f"autoencoder.scale is not set and {self.preset} has no published one: give 1 / std of its latents"
+            )
+        if self.scale is not None and not self.scale > 0:
+            raise UserError(f"autoencoder.scale={self.scale} must be positive")
+
+    def abstract(self) -> KLFirstStage:
+        """The first stage with a `jax.ShapeDtypeStruct` for each parameter: for shapes, and as a form to load into.
+
+        Raises:
+          UserError: `AutoencoderKL` does not allow this architecture.
+        """
+        scale = PUBLISHED_SCALES[self.preset] if self.scale is None else self.scale
+        return KLFirstStage(jax.eval_shape(lambda: self._autoencoder(jax.random.key(0))), jnp.float32(scale))
+
+    def build(self, load_weights: Callable[[KLFirstStage, str], KLFirstStage], seed: int) -> KLFirstStage:
+        """Makes the first stage with its weights.
+
+        Args:
+          load_weights: fills the abstract first stage from the file or folder `weights`; this package's reader is
+            `diffusion_jax.interop.autoencoder.load_first_stage`.
+          seed: seed of the weights when they are "random".
+
+        Returns:
+          The first stage, with concrete parameters.
+
+        Raises:
+          UserError: `weights` is not set, as `abstract`, or whatever `load_weights` finds wrong.
+        """
+        if self.weights is None:
+            raise UserError(
+                "autoencoder.weights is not set: name the file or folder of the trained autoencoder, "
+                "or 'random' to run with an untrained one"
+            )
+        if self.weights == "random":
+            autoencoder = self._autoencoder(purpose_key(seed, "autoencoder"))
+            return dataclasses.replace(self.abstract(), autoencoder=autoencoder)
+        return load_weights(self.abstract(), self.weights)
+
+    def _autoencoder(self, key: jax.Array) -> AutoencoderKL:
+        own = {"preset", "weights", "scale"}
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in own}
+        replaced = {name: value for name, value in given.items() if value is not None}
+        return AutoencoderKL(**{**AUTOENCODERS[self.preset], **replaced}, rngs=nnx.Rngs(key))
+
+
+FIRST_STAGES: Mapping[str, Callable[..., Identity | KLConfig]] = {"identity": Identity, "kl": KLConfig}
+"""The names that the `autoencoder` section of a config may have."""
+
+
+def _pair(image_size: int | tuple[int, int]) -> tuple[int, int]:
+    return (image_size, image_size) if isinstance(image_size, int) else image_size

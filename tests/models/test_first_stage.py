@@ -1,0 +1,103 @@
+"""First stages as the diffusion trainer uses them: shapes, scaling, and no weights that nobody asked for."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.models.autoencoder import AUTOENCODERS, AutoencoderKL
+from diffusion_jax.models.first_stage import FIRST_STAGES, Identity, KLConfig
+from diffusion_jax.schema import Section
+
+SMALL = {"ch": 32, "ch_mult": (1, 1), "num_res_blocks": 1, "weights": "random"}
+
+
+def no_files(first_stage, path):
+    raise AssertionError(f"read {path}")
+
+
+@pytest.fixture(scope="module")
+def stage():
+    return KLConfig(**SMALL).build(no_files, seed=3)
+
+
+def test_identity_leaves_pixels_alone():
+    stage = FIRST_STAGES["identity"]().build(no_files, seed=0)
+    images = jnp.linspace(-1, 1, 2 * 4 * 6 * 3).reshape(2, 4, 6, 3)
+    assert stage.latent_shape((4, 6), 3) == (4, 6, 3)
+    assert stage.latent_shape(8, 1) == (8, 8, 1)
+    np.testing.assert_array_equal(stage.decode(stage.encode(images, jnp.ones_like(images))), images)
+    assert jax.tree.leaves(stage) == []
+    assert jax.jit(lambda stage: stage)(stage) == Identity()
+
+
+def test_latents_are_scaled_posterior_samples(stage):
+    assert stage.latent_shape((8, 16), 3) == (4, 8, 4)
+    images = jax.random.uniform(jax.random.key(0), (2, 8, 16, 3), minval=-1, maxval=1)
+    noise = jax.random.normal(jax.random.key(1), (2, 4, 8, 4))
+    latents = jax.jit(lambda stage, images, noise: stage.encode(images, noise))(stage, images, noise)
+    moments = jax.jit(lambda stage, images: stage.autoencoder.encode(images))(stage, images)
+    np.testing.assert_allclose(latents, 0.18215 * (moments.mean + moments.std * noise), rtol=1e-4, atol=1e-5)
+    decoded = jax.jit(lambda stage, latents: stage.decode(latents))(stage, latents)
+    unscaled = jax.jit(lambda stage, latents: stage.autoencoder.decode(latents))(stage, latents / 0.18215)
+    np.testing.assert_allclose(decoded, unscaled, rtol=1e-3, atol=1e-4)
+    assert decoded.shape == images.shape
+
+
+def test_random_weights_follow_the_seed(stage):
+    again, other = (KLConfig(**SMALL).build(no_files, seed=seed) for seed in (3, 4))
+    assert jax.tree.structure(again) == jax.tree.structure(stage) == jax.tree.structure(KLConfig(**SMALL).abstract())
+    kernels = [each.autoencoder.decoder.conv_out.kernel[...] for each in (stage, again, other)]
+    np.testing.assert_array_equal(kernels[0], kernels[1])
+    assert np.abs(kernels[0] - kernels[2]).max() > 0.01
+
+
+def test_weights_are_never_random_by_accident():
+    with pytest.raises(UserError, match=r"^autoencoder\.weights is not set: .*'random'"):
+        KLConfig().build(no_files, seed=0)
+
+
+def test_weights_are_read_into_the_described_architecture():
+    read = []
+    KLConfig(preset="kl-f16", weights="some/file", scale=0.2).build(lambda stage, path: read.append((stage, path)), 0)
+    ((stage, path),) = read
+    assert path == "some/file" and stage.scale == np.float32(0.2)
+    assert stage.latent_shape(256, 3) == (16, 16, 16)
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(stage.autoencoder))
+
+
+def test_a_scale_without_a_publication_must_be_given():
+    with pytest.raises(UserError, match=r"^autoencoder\.scale is not set and kl-f4 has no published one"):
+        KLConfig(preset="kl-f4")
+    with pytest.raises(UserError, match=r"^autoencoder\.scale=0\.0 must be positive$"):
+        KLConfig(scale=0.0)
+
+
+def test_images_that_do_not_fit_are_refused():
+    stage = KLConfig().abstract()
+    with pytest.raises(UserError, match=r"^an image size of 256×100 does not divide by 8"):
+        stage.latent_shape((256, 100), 3)
+    with pytest.raises(UserError, match=r"^the data has 1 channels, but autoencoder\.in_channels=3$"):
+        stage.latent_shape(256, 1)
+
+
+def test_config_keys_are_the_autoencoder_s_arguments():
+    section = Section(FIRST_STAGES)
+    complete = section.complete("autoencoder", {"name": "kl"})
+    assert complete.pop("name") == "kl"
+    arguments = set(inspect.signature(AutoencoderKL.__init__).parameters) - {"self", "rngs"}
+    assert complete.keys() == arguments | {"preset", "weights", "scale"}
+    assert section.complete("autoencoder", {"name": "identity"}) == {"name": "identity"}
+    with pytest.raises(UserError, match=r"autoencoder\.preset='sd-vea' must be one of .* did you mean 'sd-vae'"):
+        section.complete("autoencoder", {"name": "kl", "preset": "sd-vea"})
+    for preset in AUTOENCODERS:
+        assert section.build("autoencoder", {"name": "kl", "preset": preset, "scale": 1.0}).preset == preset
+
+
+def test_arguments_replace_those_of_the_preset():
+    model = KLConfig(preset="kl-f16", scale=1.0, attn_resolutions=(), in_channels=1).abstract().autoencoder
+    assert model.layout.attention == (False,) * 5
+    assert model.in_channels == 1 and model.embed_dim == 16

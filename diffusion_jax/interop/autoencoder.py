@@ -1,0 +1,178 @@
+"""KL autoencoders from published files: .safetensors under LDM or diffusers names, and diffusers folders."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.interop.autoencoder_names import autoencoder_entries, recognise_naming
+from diffusion_jax.interop.mapping import load_state_dict
+from diffusion_jax.interop.readers import open_state_dict
+from diffusion_jax.models.autoencoder import AUTOENCODERS, AutoencoderKL
+from diffusion_jax.models.first_stage import KLFirstStage
+
+PUBLISHED = (
+    "the Stable Diffusion autoencoders are published on huggingface.co as stabilityai/sd-vae-ft-ema and "
+    "stabilityai/sd-vae-ft-mse; put their config.json and diffusion_pytorch_model.safetensors in one folder and name it"
+)
+
+# What a diffusers AutoencoderKL takes for the keys that its config.json, often written by an older release, lacks.
+DIFFUSERS_DEFAULTS: dict[str, Any] = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "down_block_types": ["DownEncoderBlock2D"],
+    "up_block_types": ["UpDecoderBlock2D"],
+    "block_out_channels": [64],
+    "layers_per_block": 1,
+    "act_fn": "silu",
+    "latent_channels": 4,
+    "norm_num_groups": 32,
+    "scaling_factor": 0.18215,
+    "shift_factor": None,
+    "latents_mean": None,
+    "latents_std": None,
+    "use_quant_conv": True,
+    "use_post_quant_conv": True,
+    "mid_block_add_attention": True,
+}
+
+
+def load_autoencoder(path: str | Path, model: AutoencoderKL | None = None) -> AutoencoderKL:
+    """Reads the weights of a KL autoencoder.
+
+    Args:
+      path: a .safetensors file under LDM or diffusers names, alone or inside a whole Stable Diffusion checkpoint; or
+        the folder of a diffusers autoencoder or pipeline.
+      model: the architecture to fill, concrete or abstract. None takes it from the folder's config.json, or the
+        "sd-vae" preset for a single file.
+
+    Returns:
+      The autoencoder with the weights of the file.
+
+    Raises:
+      UserError: no such file, a damaged one, a format that is not read, or weights of another architecture.
+    """
+    file, config_file = _locate(Path(path))
+    kwargs = AUTOENCODERS["sd-vae"] if config_file is None else diffusers_kwargs(_read(config_file), str(config_file))
+    described = jax.eval_shape(lambda: AutoencoderKL(**kwargs, rngs=nnx.Rngs(0)))
+    if model is None:
+        model = described
+    elif config_file is not None:
+        _check_same_architecture(model, described, str(config_file))
+
+    state_dict = open_state_dict(file, PUBLISHED)
+    prefix = "first_stage_model."
+    if any(name.startswith(prefix) for name in state_dict):
+        state_dict = {name.removeprefix(prefix): state_dict[name] for name in state_dict if name.startswith(prefix)}
+    naming = recognise_naming(state_dict)
+    if naming is None:
+        raise UserError(f"'{file}' has neither the LDM nor the diffusers names of a KL autoencoder")
+    entries = autoencoder_entries(model, naming)
+    return load_state_dict(model, state_dict, entries, ignore=("loss.*", "model_ema.*"), source=f"'{file}'")
+
+
+def load_first_stage(first_stage: KLFirstStage, path: str) -> KLFirstStage:
+    """Fills a first stage from a file or folder; the `load_weights` of `KLConfig.build`.
+
+    Args:
+      first_stage: the architecture, usually abstract, and the latent scale.
+      path: see `load_autoencoder`.
+
+    Returns:
+      The first stage with the weights of the file.
+
+    Raises:
+      UserError: as `load_autoencoder`; or the folder's config.json has another `scaling_factor`.
+    """
+    autoencoder = load_autoencoder(path, first_stage.autoencoder)
+    _, config_file = _locate(Path(path))
+    if config_file is not None:
+        published, scale = _read(config_file)["scaling_factor"], float(first_stage.scale)
+        if not np.isclose(published, scale, rtol=1e-6):
+            raise UserError(
+                f"'{config_file}' has scaling_factor={published}, but autoencoder.scale={scale:g}: "
+                f"set scale={published}, or name the .safetensors file itself to keep yours"
+            )
+    return dataclasses.replace(first_stage, autoencoder=autoencoder)
+
+
+def diffusers_kwargs(config: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """The arguments of `AutoencoderKL` for a diffusers configuration.
+
+    Args:
+      config: the content of a config.json over `DIFFUSERS_DEFAULTS`.
+      place: its path, for error messages.
+
+    Returns:
+      Keyword arguments of `AutoencoderKL`, without `rngs`.
+
+    Raises:
+      UserError: it is not an AutoencoderKL, or one with parts that the library has not.
+    """
+    kind = config.get("_class_name")
+    if kind != "AutoencoderKL":
+        raise UserError(f"'{place}' describes a {kind}, not an AutoencoderKL")
+    for name in ("act_fn", "use_quant_conv", "use_post_quant_conv", "shift_factor", "latents_mean", "latents_std"):
+        if config[name] != DIFFUSERS_DEFAULTS[name]:
+            raise UserError(f"'{place}' has {name}={config[name]!r}; only {DIFFUSERS_DEFAULTS[name]!r} is supported")
+    widths = config["block_out_channels"]
+    if any(width % widths[0] for width in widths):
+        raise UserError(f"'{place}': block_out_channels {widths} must be multiples of the first")
+    attends = [_has_attention(name, place) for name in config["down_block_types"]]
+    if [_has_attention(name, place) for name in reversed(config["up_block_types"])] != attends:
+        raise UserError(f"'{place}': up_block_types must mirror down_block_types")
+    # Any nominal size with distinct level sizes will do: it only says which levels attend.
+    resolution = 2 ** len(widths)
+    return {
+        "in_channels": config["in_channels"],
+        "out_channels": config["out_channels"],
+        "ch": widths[0],
+        "ch_mult": tuple(width // widths[0] for width in widths),
+        "num_res_blocks": config["layers_per_block"],
+        "attn_resolutions": tuple(resolution // 2**i for i, has in enumerate(attends) if has),
+        "resolution": resolution,
+        "mid_attention": config["mid_block_add_attention"],
+        "z_channels": config["latent_channels"],
+        "embed_dim": config["latent_channels"],
+        "norm_groups": config["norm_num_groups"],
+    }
+
+
+def _locate(path: Path) -> tuple[Path, Path | None]:
+    """The file of weights, and the config.json beside it when `path` is a folder."""
+    if not path.is_dir():
+        return path, None
+    folder = path / "vae" if (path / "model_index.json").is_file() else path
+    return folder / "diffusion_pytorch_model.safetensors", folder / "config.json"
+
+
+def _read(config_file: Path) -> dict[str, Any]:
+    if not config_file.is_file():
+        raise UserError(f"no '{config_file}': {PUBLISHED}")
+    try:
+        return DIFFUSERS_DEFAULTS | json.loads(config_file.read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(f"'{config_file}' is no JSON ({error}): fetch it again") from error
+
+
+def _has_attention(block_type: str, place: str) -> bool:
+    plain, attending = ("DownEncoderBlock2D", "UpDecoderBlock2D"), ("AttnDownEncoderBlock2D", "AttnUpDecoderBlock2D")
+    if block_type not in plain + attending:
+        raise UserError(f"'{place}' has a block of type {block_type}; supported: {', '.join(plain + attending)}")
+    return block_type in attending
+
+
+def _check_same_architecture(model: AutoencoderKL, described: AutoencoderKL, place: str) -> None:
+    """Compares what weights alone do not show (groups of a norm, say) before shapes are compared."""
+    ours, theirs = (dataclasses.asdict(each.layout) for each in (model, described))
+    for name in ours.keys() - {"dtype"}:
+        if ours[name] != theirs[name]:
+            raise UserError(
+                f"'{place}' describes an autoencoder with {name}={theirs[name]}, the configuration has {ours[name]}"
+            )

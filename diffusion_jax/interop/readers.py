@@ -1,0 +1,58 @@
+"""Readers of foreign weight files: names to arrays, without running anything that a file contains."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from diffusion_jax.errors import UserError
+
+
+class SafetensorsFile(Mapping[str, np.ndarray]):
+    """The tensors of a .safetensors file by name; each is read from disk when asked for.
+
+    Args:
+      path: the file.
+
+    Raises:
+      UserError: it is not a whole safetensors file.
+    """
+
+    def __init__(self, path: Path):
+        try:
+            self._file = safe_open(path, framework="numpy")
+        except SafetensorError as error:
+            raise UserError(f"'{path}' is no complete .safetensors file ({error}): fetch it again") from error
+        self._names = tuple(self._file.keys())
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._file.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def open_state_dict(path: Path, published: str) -> Mapping[str, np.ndarray]:
+    """Opens a file of weights.
+
+    Args:
+      path: a .safetensors file.
+      published: where the public files of this kind are to be had, for the message when there is none at `path`.
+
+    Returns:
+      Name to array, in the layout of the file.
+
+    Raises:
+      UserError: there is no such file, it is damaged, or its format is not read.
+    """
+    if not path.is_file():
+        raise UserError(f"no weights at '{path}': {published}")
+    if path.suffix != ".safetensors":
+        raise UserError(f"'{path}' is of a format that is not read; .safetensors files and diffusers folders are")
+    return SafetensorsFile(path)

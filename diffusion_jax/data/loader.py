@@ -2,6 +2,10 @@
 
 import functools
 import itertools
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
@@ -111,7 +115,9 @@ def _read(
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
         options = grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=-(-read_ahead // num_workers))
-        dataset = pieces.to_iter_dataset(grain.ReadOptions(num_threads, num_threads)).mp_prefetch(options)
+        dataset = pieces.to_iter_dataset(grain.ReadOptions(num_threads, num_threads)).mp_prefetch(
+            options, _start_worker
+        )
     else:
         dataset = pieces.to_iter_dataset(grain.ReadOptions(num_threads, read_ahead))
     iterator = iter(dataset)
@@ -120,6 +126,23 @@ def _read(
             yield _concatenate([next(iterator) for _ in range(min(pieces_per_batch, num_pieces - first))])
     finally:
         iterator.close()
+
+
+def _start_worker(index: int, count: int) -> None:
+    """Ties a reading process to its parent: the parent alone answers signals, and its death, however sudden, ends both.
+
+    A terminal or a job scheduler signals the whole process group; training then wants to finish its step and save.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_exit_after_parent, daemon=True).start()
+
+
+def _exit_after_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 class _Pieces:

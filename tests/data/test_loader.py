@@ -1,6 +1,10 @@
 import gc
 import itertools
 import multiprocessing
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -91,13 +95,15 @@ def test_records_are_read_in_parallel():
     four = threading.Barrier(4)
     source = Numbers(64, wait=lambda index: four.wait(timeout=20))
     assert len(take(3, source, seed=0, batch_size=4, num_threads=4)) == 3
+    four.abort()  # releases whoever reads ahead
 
 
 def test_bad_image_arrives_from_its_thread():
     iterator = batches(Numbers(8, bad=[5]), seed=0, batch_size=8)
-    with pytest.raises(BadImage, match="image 5: cannot be read"):
+    with pytest.raises(BadImage) as caught:
         next(iterator)
-    assert not reading_threads()
+    assert not reading_threads()  # although the traceback still holds the iterator
+    assert str(caught.value).startswith("image 5: cannot be read")
 
 
 def test_skipped_images_are_counted():
@@ -137,6 +143,20 @@ def test_threads_end_with_the_iterator(end):
     assert not reading_threads()
 
 
+def test_closing_gives_up_what_is_not_yet_read():
+    read = []
+
+    def wait(index):
+        read.append(index)
+        time.sleep(0.005)
+
+    iterator = batches(Numbers(200, wait=wait), seed=0, batch_size=1, num_threads=1, prefetch=100)
+    next(iterator)
+    iterator.close()
+    assert not reading_threads()
+    assert len(read) < 50
+
+
 @pytest.fixture
 def photos(tmp_path):
     for number in range(10):
@@ -144,15 +164,35 @@ def photos(tmp_path):
     return tmp_path
 
 
-def test_workers_change_nothing_and_end(photos):
+def test_workers_change_nothing_ignore_signals_and_end(photos):
     source = open_source(DataConfig(name=f"folder:{photos}", image_size=4))
     alone = take(5, source, seed=4, batch_size=6)
-    together = take(5, source, seed=4, batch_size=6, num_threads=1, num_workers=2)
-    for a, b in zip(alone, together, strict=True):
-        np.testing.assert_array_equal(a["image"], b["image"])
-        np.testing.assert_array_equal(a["label"], b["label"])
-        assert type(b["bad_images"]) is int
+    together = batches(source, seed=4, batch_size=6, num_threads=1, num_workers=2)
+    for expected, got in zip(alone, together, strict=False):
+        np.testing.assert_array_equal(got["image"], expected["image"])
+        np.testing.assert_array_equal(got["label"], expected["label"])
+        assert type(got["bad_images"]) is int
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid, signal.SIGINT)
+            os.kill(worker.pid, signal.SIGTERM)
+    assert len(multiprocessing.active_children()) == 2
+    together.close()
     assert not multiprocessing.active_children()
+
+
+def test_workers_die_with_their_parent(photos):
+    code = (
+        "import os, signal\n"
+        "from diffusion_jax.data import DataConfig, batches, open_source\n"
+        "if __name__ == '__main__':\n"
+        f"    source = open_source(DataConfig(name='folder:{photos}', image_size=4))\n"
+        "    iterator = batches(source, seed=0, batch_size=2, num_workers=1)\n"
+        "    next(iterator)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    # The worker holds the other end of the pipe, so reading it to the end waits for the worker's death.
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=30)
+    assert result.returncode == -signal.SIGKILL
 
 
 def test_bad_image_arrives_from_its_worker(photos):

@@ -80,7 +80,7 @@ def transparent_palette() -> bytes:
     return encode(image, transparency=0)
 
 
-LEVELS_16 = np.tile(np.array([0, 257, 128 * 257, 65535], np.uint16), (4, 1))
+LEVELS_16 = np.tile(np.array([0, 200, 128 * 257, 65535], np.uint16), (4, 1))
 ORDINARY = {
     "grey": (encode(np.tile(np.array([0, 1, 128, 255], np.uint8), (4, 1))), [(v,) * 3 for v in (0, 1, 128, 255)]),
     "16-bit grey": (encode(LEVELS_16), [(v,) * 3 for v in (0, 1, 128, 255)]),

@@ -38,11 +38,14 @@ def test_latents_are_scaled_posterior_samples(stage):
     assert stage.latent_shape((8, 16), 3) == (4, 8, 4)
     images = jax.random.uniform(jax.random.key(0), (2, 8, 16, 3), minval=-1, maxval=1)
     noise = jax.random.normal(jax.random.key(1), (2, 4, 8, 4))
-    latents = jax.jit(lambda stage, images, noise: stage.encode(images, noise))(stage, images, noise)
-    moments = jax.jit(lambda stage, images: stage.autoencoder.encode(images))(stage, images)
+
+    @jax.jit
+    def both_ways(stage, images, noise):
+        moments, latents = stage.autoencoder.encode(images), stage.encode(images, noise)
+        return moments, latents, stage.autoencoder.decode(latents / 0.18215), stage.decode(latents)
+
+    moments, latents, unscaled, decoded = both_ways(stage, images, noise)
     np.testing.assert_allclose(latents, 0.18215 * (moments.mean + moments.std * noise), rtol=1e-4, atol=1e-5)
-    decoded = jax.jit(lambda stage, latents: stage.decode(latents))(stage, latents)
-    unscaled = jax.jit(lambda stage, latents: stage.autoencoder.decode(latents))(stage, latents / 0.18215)
     np.testing.assert_allclose(decoded, unscaled, rtol=1e-3, atol=1e-4)
     assert decoded.shape == images.shape
 

@@ -1,0 +1,85 @@
+"""The one interface between trained networks and samplers."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from diffusion_jax.diffusion.point import Array, Point, align
+from diffusion_jax.diffusion.predictions import Prediction
+
+# (x [B, ..., C], timestep [B], cond pytree) -> [B, ..., output channels]
+Model = Callable[[Array, Array, Any], Array]
+# (x, point, cond) -> raw output: a model that takes a point of the path instead of a timestep.
+Network = Callable[[Array, Point, Any], Array]
+# (x, point) -> raw output: a network whose conditions are settled.
+Guided = Callable[[Array, Point], Array]
+# (x0, point) -> x0: a correction of the predicted data, such as clipping.
+Transform = Callable[[Array, Point], Array]
+
+
+class Denoised(NamedTuple):
+    """What a network believes about x.
+
+    Attributes:
+      x0: [B, ..., C] the predicted data.
+      epsilon: [B, ..., C] the predicted noise; x = αx_0 + σε holds.
+      log_variance: of the ancestral step, [B, ..., C] or scalar; None at points without a transition.
+    """
+
+    x0: Array
+    epsilon: Array
+    log_variance: Array | None = None
+
+
+Denoise = Callable[[Array, Point], Denoised]
+
+
+def network(model: Model) -> Network:
+    """Lets a model be called at a point of the path; the output has the dtype of x, whatever the model computes in."""
+
+    def call(x: Array, point: Point, cond: Any) -> Array:
+        timestep = jnp.broadcast_to(point.timestep, x.shape[:1]).astype(x.dtype)  # B
+        return model(x, timestep, cond).astype(x.dtype)
+
+    return call
+
+
+def conditional(model: Model, cond: Any = None) -> Guided:
+    """The model under one condition, without guidance."""
+    call = network(model)
+    return lambda x, point: call(x, point, cond)
+
+
+def denoiser(guided: Guided, prediction: Prediction, transforms: tuple[Transform, ...] = ()) -> Denoise:
+    """Turns raw network outputs into predictions of data and noise.
+
+    Args:
+      guided: gives the raw output at (x, point): `conditional`, or a guidance of `diffusion.guidance`.
+      prediction: what the output means.
+      transforms: applied in order to the predicted data; the noise is then derived again from the result.
+
+    Returns:
+      A function of (x [B, ..., C], point with scalar or [B] fields).
+    """
+
+    def denoise(x: Array, point: Point) -> Denoised:
+        mean, variance_output = prediction.split(guided(x, point))
+        x0 = prediction.to_x0(mean, x, point)
+        if transforms:
+            for transform in transforms:
+                x0 = transform(x0, point)
+            epsilon = Prediction("x0").to_epsilon(x0, x, point)
+        else:
+            epsilon = prediction.to_epsilon(mean, x, point)
+        log_variance = None
+        if point.transition is not None:
+            log_variance = prediction.log_variance(variance_output, align(point.transition, x))
+        return Denoised(x0, epsilon, log_variance)
+
+    return denoise
+
+
+def clip(x0: Array, point: Point) -> Array:
+    """Clips predicted pixels to [−1, 1]; not for latents."""
+    return jnp.clip(x0, -1.0, 1.0)

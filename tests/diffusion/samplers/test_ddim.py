@@ -1,0 +1,128 @@
+import jax
+import numpy as np
+import pytest
+
+from diffusion_jax.diffusion.denoiser import clip, conditional, denoiser
+from diffusion_jax.diffusion.guidance import ClassifierFreeGuidance
+from diffusion_jax.diffusion.paths import DiscretePath, VPPath
+from diffusion_jax.diffusion.predictions import Prediction
+from diffusion_jax.diffusion.samplers import DDIM, DDPM
+from diffusion_jax.errors import UserError
+
+
+def test_moments_on_gaussian_data(kit):
+    for steps, expected in {1000: 0.24853, 250: 0.24475, 50: 0.22513}.items():
+        _, std = kit.gaussian_moments(DDIM(steps=steps, grid="adm"), DiscretePath(), kit.gaussian())
+        np.testing.assert_allclose(std, expected, atol=6e-6)
+
+
+def test_eta_one_is_ancestral_sampling_with_the_small_variance(kit):
+    path, rng = DiscretePath(), np.random.default_rng(0)
+    x, noise = rng.normal(size=(2, 2, 2, 1)), rng.normal(size=(20, 2, 2, 2, 1))
+    model = kit.reference_model({"a": 0.7, "b": 0.5})
+    denoise = denoiser(conditional(model), Prediction(variance="fixed_small"))
+    ddim = kit.run_float64(DDIM(steps=20, eta=1.0, grid="adm"), path, denoise, x, noise)
+    ddpm = kit.run_float64(DDPM(steps=20), path, denoise, x, noise)
+    np.testing.assert_allclose(ddim, ddpm, rtol=0, atol=1e-12)
+
+
+def test_one_step_returns_the_denoised_start(kit):
+    x = np.linspace(-2, 2, 6).reshape(1, 2, 3, 1)
+    path = DiscretePath()
+    end = kit.run_float64(DDIM(steps=1), path, kit.gaussian(), x)[-1]
+    np.testing.assert_allclose(end, kit.gaussian()(x, path.point(np.float64(1.0))).x0, rtol=1e-12)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_point_mass_is_returned_exactly(kit, eta):
+    for steps in (1, 3, 50):
+        moments = kit.gaussian_moments(
+            DDIM(steps=steps, eta=eta), DiscretePath(), kit.from_x0(lambda x, p: 0.3 + 0 * x)
+        )
+        np.testing.assert_allclose(moments, [0.3, 0], atol=1e-12)
+
+
+def test_works_on_a_continuous_path(kit):
+    mean, std = kit.gaussian_moments(DDIM(steps=1000), VPPath(), kit.gaussian())
+    np.testing.assert_allclose([mean, std], [0.4993, 0.2486], atol=5e-4)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("clipped", [0, 1])
+@pytest.mark.parametrize("name", ["learned_range_10", "learned_range_20", "fixed_large_ddim20"])
+def test_reference_loops(golden, kit, name, clipped, eta):
+    data = golden("gd_loops")
+    prediction = Prediction(variance="learned_range" if name.startswith("learned") else "fixed_large")
+    model = kit.reference_model(data["config"]["model"], prediction.learns_variance)
+    denoise = denoiser(conditional(model), prediction, (clip,) if clipped else ())
+    grid, steps = ("ddim", 20) if "ddim" in name else ("adm", int(name[-2:]))
+    sampler, path = DDIM(steps=steps, grid=grid, eta=eta), DiscretePath()
+    x, noise = kit.to_nhwc(data["in/x"]), kit.to_nhwc(data["in/noise"])
+    expected = kit.to_nhwc(data[f"out/{name}/clip{clipped}/ddim_eta{eta}"])
+    np.testing.assert_allclose(kit.run_float64(sampler, path, denoise, x, noise), expected[1:], rtol=0, atol=1e-8)
+
+
+DIFFUSERS = ("ddim_eta0", "ddim_eta0.5", "ddim_eta1", "ddim_clip", "ddim_sd", "ddim_trailing", "ddim_v_prediction")
+
+
+@pytest.mark.parametrize("steps", [10, 20])
+@pytest.mark.parametrize("name", DIFFUSERS)
+def test_diffusers_scheduler(golden, kit, name, steps):
+    data = golden("sched_ddpm_ddim")
+    case = next(case for case in data["config"]["cases"] if case["name"] == name)
+    kwargs = case["kwargs"]
+    path = DiscretePath(schedule=kwargs["beta_schedule"], beta_start=kwargs["beta_start"], beta_end=kwargs["beta_end"])
+    sampler = DDIM(
+        steps=steps,
+        eta=case["step"]["eta"],
+        grid="ldm" if "steps_offset" in kwargs else kwargs.get("timestep_spacing", "leading"),
+        final="data" if kwargs.get("set_alpha_to_one", True) else "first",
+    )
+    prediction = Prediction("v" if "prediction_type" in kwargs else "epsilon")
+    np.testing.assert_array_equal(path.point(sampler.times(path)[:-1]).timestep, data[f"out/{name}/n{steps}/timesteps"])
+    model = kit.reference_model(data["config"]["model"])
+    plain = denoiser(conditional(model), prediction)
+
+    def denoise(x, point):
+        found = plain(x, point)
+        # By default diffusers clips the data and keeps the noise as it was predicted.
+        return found._replace(x0=clip(found.x0, point)) if kwargs["clip_sample"] else found
+
+    x, noise = kit.to_nhwc(data["in/x"]), kit.to_nhwc(data["in/noise"])
+    expected = kit.to_nhwc(data[f"out/{name}/n{steps}/x"])[1:]
+    np.testing.assert_allclose(kit.run_float64(sampler, path, denoise, x, noise), expected, rtol=0, atol=1e-8)
+    expected = kit.to_nhwc(data.get(f"out/f32/{name}/n{steps}/x"))[1:]
+    found = kit.run_float32(sampler, path, denoise, x, noise)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * max(1, expected.std()))
+
+
+@pytest.mark.parametrize("steps", [10, 20])
+@pytest.mark.parametrize("name", ["ddim_eta0", "ddim_eta1", "ddim_eta0.5_guided"])
+def test_latent_diffusion_sampler(golden, kit, name, steps):
+    data = golden("ldm_samplers")
+    case = next(case for case in data["config"]["cases"] if case["name"] == name)
+    path = DiscretePath(schedule="scaled_linear", beta_start=0.0015, beta_end=0.0195)
+    sampler = DDIM(steps=steps, eta=case["eta"], grid="ldm", final="first")
+    with jax.enable_x64(True):
+        cond, null = (jax.numpy.asarray(data[f"in/{key}"]) for key in ("cond", "uncond"))
+        model = kit.reference_model(data["config"]["model"])
+        denoise = denoiser(ClassifierFreeGuidance(case.get("guidance", 1.0))(model, cond, null), Prediction())
+    times = sampler.times(path)
+    prefix = f"out/{name}/n{steps}/"
+    # The LDM code lists timesteps and alphas upwards.
+    np.testing.assert_array_equal(path.point(times[:-1]).timestep, np.sort(data[prefix + "timesteps"])[::-1])
+    np.testing.assert_allclose(path.point(times).alpha[1:] ** 2, data[prefix + "ddim_alphas_prev"][::-1], rtol=1e-10)
+    x, noise = kit.to_nhwc(data["in/x"]), kit.to_nhwc(data["in/noise"])
+    found = kit.run_float64(sampler, path, denoise, x, noise)
+    np.testing.assert_allclose(found, kit.to_nhwc(data[prefix + "x"])[1:], rtol=0, atol=1e-8)
+
+
+def test_bad_requests():
+    with pytest.raises(UserError, match="eta must lie in"):
+        DDIM(eta=1.5)
+    with pytest.raises(UserError, match="path 'vp' is continuous"):
+        DDIM(grid="trailing").times(VPPath())
+    with pytest.raises(UserError, match="final 'first' visits trained timesteps"):
+        DDIM(final="first").times(VPPath())
+    with pytest.raises(UserError, match="unknown 'fist'"):
+        DDIM(final="fist")

@@ -56,8 +56,8 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     rows = local_rows(mesh, system.train.batch_size)
     if (system.train.batch_size // system.train.microbatches) % batch_parts(mesh):
         raise UserError(
-            f"train.microbatches={system.train.microbatches} cuts train.batch_size={system.train.batch_size} into parts "
-            f"that do not divide over {batch_parts(mesh)} batch shards (mesh data × fsdp)"
+            f"train.microbatches={system.train.microbatches} cuts train.batch_size={system.train.batch_size} into "
+            f"parts that do not divide over {batch_parts(mesh)} batch shards (mesh data × fsdp)"
         )
     optimizer, learning_rate = system.build("optimizer")
     abstract = abstract_state(system, optimizer, mesh)
@@ -80,8 +80,8 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
         (workdir / "config.json").write_text(config_lib.to_json(config) + "\n")
         parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract.model))
         print(
-            f"{'resuming at' if step else 'starting at'} step {step} of {system.train.steps}: {parameters:,} parameters, "
-            f"{len(source):,} images, mesh {dict(mesh.shape)}",
+            f"{'resuming at' if step else 'starting at'} step {step} of {system.train.steps}: "
+            f"{parameters:,} parameters, {len(source):,} images, mesh {dict(mesh.shape)}",
             file=sys.stderr,
         )
     first_stage = jax.device_put(system.load_first_stage(), replicated(mesh))

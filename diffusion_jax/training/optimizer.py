@@ -1,7 +1,8 @@
 """The optimizers of the papers, built from the config section `optimizer`."""
 
-from typing import Literal
+from typing import Any, Literal
 
+import jax
 import optax
 
 from diffusion_jax.errors import UserError
@@ -73,7 +74,17 @@ def adamw(
     """
     rate = learning_rate(lr, schedule, warmup_steps, decay_steps)
     steps = [] if clip_norm is None else [optax.clip_by_global_norm(clip_norm)]
-    return optax.chain(*steps, optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)), rate
+    return _promoting(optax.chain(*steps, optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay))), rate
+
+
+def _promoting(transformation: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Lets Optax mix its integer step counts with floats where the user has made JAX strict about promotion."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        with jax.numpy_dtype_promotion("standard"):
+            return transformation.update(updates, state, params)
+
+    return optax.GradientTransformation(transformation.init, update)
 
 
 OPTIMIZERS = {"adamw": adamw}

@@ -97,7 +97,7 @@ def make_train_step(
         time = aux.pop("time")
         bucket = jnp.clip((time * TIME_BUCKETS).astype(jnp.int32), 0, TIME_BUCKETS - 1)
         metrics = {name: values.mean() for name, values in aux.items()}
-        metrics["grad_norm"] = optax.global_norm(gradients)
+        metrics["grad_norm"] = optax.tree.norm(gradients)
         metrics["loss_sum"] = jnp.zeros(TIME_BUCKETS).at[bucket].add(aux["loss"])
         metrics["count"] = jnp.zeros(TIME_BUCKETS).at[bucket].add(1.0)
         return new_state, metrics

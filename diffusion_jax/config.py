@@ -55,15 +55,19 @@ def load_config(file: str, overrides: Sequence[str], schema: Schema) -> config_d
     config = complete(_apply_names(_read(file).to_dict(), overrides, schema), schema)
     for argument in overrides:
         _check_override(argument, config, schema)
+    to_none = [argument for argument in overrides if _is_none(argument, config, schema)]
+    words = [file, *(argument for argument in overrides if argument not in to_none)]
     values = flags.FlagValues()
-    config_flags.DEFINE_config_dict(
-        "config", _with_placeholders(config, schema), flag_values=values, sys_argv=[file, *overrides]
-    )
+    config_flags.DEFINE_config_dict("config", _with_placeholders(config, schema), flag_values=values, sys_argv=words)
     try:
-        values([file, *overrides])
+        values(words)
     except flags.Error as error:
         raise UserError(f"override: {' '.join(str(error).split())}") from None
-    return complete(values.config.to_dict(), schema)
+    result = values.config.to_dict()
+    for argument in to_none:
+        place, key = _path(argument)
+        result[place][key] = None
+    return complete(result, schema)
 
 
 def complete(config: Mapping[str, Any], schema: Schema) -> config_dict.ConfigDict:
@@ -166,23 +170,36 @@ def _renamed(values: Mapping[str, Any], place: str, name: str, section: Section)
 def _apply_names(config: dict[str, Any], overrides: Sequence[str], schema: Schema) -> dict[str, Any]:
     """Renames sections first, since the name decides which other keys there are to override."""
     for argument in overrides:
-        path, _, value = argument[len(OVERRIDE) :].partition("=")
-        place, _, key = path.partition(".")
+        place, key = _path(argument)
+        value = argument.partition("=")[2]
         if key == "name" and place in schema and isinstance(schema[place].constructors, Mapping):
             config = {**config, place: _renamed(config.get(place) or {}, place, value, schema[place])}
     return config
 
 
+def _path(argument: str) -> tuple[str, str]:
+    """Section and key of an override."""
+    place, _, key = argument[len(OVERRIDE) :].partition("=")[0].partition(".")
+    return place, key
+
+
 def _check_override(argument: str, config: config_dict.ConfigDict, schema: Schema) -> None:
-    path = argument[len(OVERRIDE) :].partition("=")[0]
-    place, _, key = path.partition(".")
+    place, key = _path(argument)
     if place not in schema:
-        raise UserError(f"{OVERRIDE}{path}: config has no section '{place}'{did_you_mean(place, schema)}")
+        raise UserError(f"{argument}: config has no section '{place}'{did_you_mean(place, schema)}")
     if key not in config[place]:
         name = f" '{config[place].name}'" if isinstance(schema[place].constructors, Mapping) else ""
-        raise UserError(f"{OVERRIDE}{path}: {place}{name} has no key '{key}'{did_you_mean(key, config[place])}")
+        raise UserError(f"{argument}: {place}{name} has no key '{key}'{did_you_mean(key, config[place])}")
     if "=" not in argument:
         raise UserError(f"{argument} has no value: write {argument}=VALUE")
+
+
+def _is_none(argument: str, config: config_dict.ConfigDict, schema: Schema) -> bool:
+    """Whether an override sets an optional key to None, which config_flags would read as a word."""
+    place, key = _path(argument)
+    section = schema[place]
+    option = section.options(section.constructor(place, config[place])).get(key)
+    return argument.endswith("=None") and option is not None and type(None) in _choices(option.annotation)
 
 
 def _with_placeholders(config: config_dict.ConfigDict, schema: Schema) -> config_dict.ConfigDict:

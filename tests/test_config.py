@@ -60,6 +60,13 @@ def test_overrides_reach_every_kind_of_value(file):
     assert (config.other.shape, config.other.verbose) == ((3,), True)
 
 
+def test_an_optional_value_can_be_unset(file):
+    config = load_config(file, ["--config.part.extra=4", "--config.part.extra=None"], SCHEMA)
+    assert config.part.extra is None
+    with pytest.raises(UserError, match="None"):
+        load_config(file, ["--config.part.width=None"], SCHEMA)
+
+
 def test_another_name_keeps_the_keys_that_both_have(file):
     config = load_config(file, ["--config.part.shape=(4, 5)", "--config.part.name=large"], SCHEMA)
     assert config.part.to_dict() == {"name": "large", "width": 8, "shape": (4, 5), "verbose": False}

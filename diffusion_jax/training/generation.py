@@ -116,7 +116,7 @@ def parse_labels(text: str, num: int, num_classes: int, seed: int) -> np.ndarray
     labels: list[int] = []
     for part in (f"0-{num_classes - 1}" if text == "balanced" else text).split(","):
         first, dash, last = part.partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        if not first.isdigit() or (dash and not (last.isdigit() and int(first) <= int(last))):
             raise UserError(f"--labels {text}: write uniform, balanced, a range such as 0-9 or a list such as 3,3,7")
         labels += range(int(first), int(last or first) + 1)
     if not labels or max(labels) >= num_classes:

@@ -1,0 +1,143 @@
+"""Training from the command line: killed, stopped, resumed, spread over processes, and given wrong input."""
+
+import json
+import random
+import signal
+import socket
+
+import numpy as np
+import pytest
+
+STEPS = 24
+CONFIG = ("--config=configs/digits.py:smoke", f"--config.train.steps={STEPS}", "--config.train.sample_every=None")
+CONFIG += ("--config.train.save_every=4", "--config.train.keep=3", "--config.data.flip=true")
+
+
+@pytest.fixture(scope="module")
+def unbroken(command_line, tmp_path_factory):
+    """The run that the others must equal."""
+    workdir = tmp_path_factory.mktemp("unbroken")
+    command_line.run("train", *CONFIG, f"--workdir={workdir}", devices=8)
+    return workdir
+
+
+def assert_same_losses(ours, want):
+    assert sorted(ours) == sorted(want) == list(range(1, STEPS + 1))
+    np.testing.assert_allclose([ours[i] for i in sorted(ours)], [want[i] for i in sorted(want)], rtol=1e-5)
+
+
+def test_a_run_leaves_what_its_help_promises(unbroken):
+    assert sorted(int(path.name) for path in (unbroken / "checkpoints").iterdir()) == [16, 20, 24]
+    assert json.loads((unbroken / "config.json").read_text())["train"]["steps"] == STEPS
+    last = json.loads((unbroken / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last.keys() >= {"loss", "mse", "grad_norm", "learning_rate", "images_per_second", "mfu", "bad_images"}
+    assert any(key.startswith("loss_t_") for key in last)
+
+
+@pytest.mark.parametrize(
+    "other_mesh",
+    [(), ("--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2")],
+    ids=["same", "other"],
+)
+def test_killed_and_resumed_equals_unbroken(command_line, unbroken, tmp_path, other_mesh):
+    step = random.randint(5, STEPS - 4)
+    process = command_line.start("train", *CONFIG, f"--workdir={tmp_path}", devices=8)
+    command_line.wait_for_step(process, tmp_path, step)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    _, error = command_line.run("train", *CONFIG, *other_mesh, f"--workdir={tmp_path}", devices=8)
+    assert "resuming at step" in error
+    assert_same_losses(command_line.losses(tmp_path), command_line.losses(unbroken))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_same_command_resumes(command_line, unbroken, tmp_path, number):
+    endless = (*CONFIG, "--config.train.save_every=1000000")
+    process = command_line.start("train", *endless, f"--workdir={tmp_path}")
+    command_line.wait_for_step(process, tmp_path, 3)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
+    assert f"{number.name}: saved step" in error
+    _, error = command_line.run("train", *endless, f"--workdir={tmp_path}")
+    assert "resuming at step" in error
+    assert_same_losses(command_line.losses(tmp_path), command_line.losses(unbroken))
+
+
+def test_two_processes_of_four_devices_equal_one_of_eight(command_line, unbroken, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    processes = [
+        command_line.start(
+            "train",
+            *CONFIG,
+            "--config.mesh.fsdp=2",
+            "--config.train.sample_every=24",
+            f"--workdir={tmp_path}",
+            f"--coordinator=localhost:{port}",
+            "--num-processes=2",
+            f"--process-id={i}",
+            devices=4,
+        )
+        for i in range(2)
+    ]
+    for process in processes:
+        _, error = process.communicate(timeout=400)
+        assert process.returncode == 0, error
+    assert_same_losses(command_line.losses(tmp_path), command_line.losses(unbroken))
+    assert (tmp_path / "samples" / "00000024.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.model.widht=3"], "model 'dit' has no key 'widht'; did you mean 'width'"),
+        (["--config.train.batch_size=7", "--config.mesh.data=2"], "does not divide 1 devices"),
+        (["--config.model.patch_size=3"], "patch_size=3 does not divide the input of 8×8"),
+        (["--config.data.name=folder:/nowhere"], "/nowhere"),
+        (["--config.loss.name=hybrid"], "variance"),
+        (["--batch=3"], "--batch is not a flag"),
+        (["--config.path.schedule=liner"], "did you mean 'linear'"),
+    ],
+)
+def test_mistakes_are_one_line_and_status_2(command_line, tmp_path, arguments, message):
+    _, error = command_line.run("train", *CONFIG, f"--workdir={tmp_path}", *arguments, status=2)
+    lines = [line for line in error.splitlines() if line]
+    assert len(lines) == 1 and message in lines[0], error
+
+
+def test_another_config_is_refused_in_the_same_folder(command_line, unbroken):
+    _, error = command_line.run(
+        "train", *CONFIG, f"--workdir={unbroken}", "--config.model.width=64", devices=8, status=2
+    )
+    assert "holds a run with model.width=32, not 64" in error
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(command_line, tmp_path):
+    arguments = (f"--workdir={tmp_path}", "--config.optimizer.lr=1e30", "--config.optimizer.warmup_steps=0")
+    arguments += ("--config.optimizer.schedule=constant", "--config.train.save_every=1")
+    _, error = command_line.run("train", *CONFIG, *arguments, status=2)
+    assert "the loss of step" in error and "last good checkpoint" in error
+    saved = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+    assert f"step {saved} is the last good checkpoint" in error
+    assert command_line.losses(tmp_path)[saved] < float("inf")
+
+
+def test_print_config_shows_the_resolved_config(command_line):
+    out, _ = command_line.run("train", *CONFIG, "--config.train.seed=9", "--print-config")
+    assert json.loads(out)["train"]["seed"] == 9
+
+
+def test_help_of_every_command(command_line):
+    out, _ = command_line.run("--help")
+    for name in ("train", "sample", "evaluate"):
+        assert name in out
+        text, _ = command_line.run(name, "--help")
+        assert f"diffusion-jax {name}" in text and "--" in text
+
+
+def test_unknown_commands_are_named(command_line):
+    _, error = command_line.run("trian", status=2)
+    assert "'trian' is not a command; did you mean 'train'?" in error

@@ -1,0 +1,115 @@
+"""Drawing samples: guidance as DiT does it, and the identity of sample number i."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from diffusion_jax.config import complete
+from diffusion_jax.diffusion.guidance import ClassifierFreeGuidance
+from diffusion_jax.diffusion.paths import DiscretePath
+from diffusion_jax.errors import UserError
+from diffusion_jax.interop.dit import load_dit
+from diffusion_jax.models.conditioning import Conditioning
+from diffusion_jax.models.dit import DiT
+from diffusion_jax.parallel.mesh import MeshConfig, make_mesh
+from diffusion_jax.pictures import grid, to_uint8
+from diffusion_jax.training.generation import SampleStream, parse_labels
+from diffusion_jax.training.system import SCHEMA, DatasetFacts, System
+
+
+@pytest.mark.parametrize("scale", [1.5, 4.0])
+def test_guided_forward_agrees_with_the_official_code(golden, scale):
+    data = golden("dit_p2")
+    model = jax.eval_shape(
+        lambda: DiT(input_shape=(8, 8, 4), out_channels=8, num_classes=10, depth=2, width=64, heads=4, rngs=nnx.Rngs(0))
+    )
+    model = load_dit(model, {key[2:]: value for key, value in data.items() if key.startswith("w/")})
+    half = data["in/cfg_x"].shape[0] // 2
+    x = jnp.moveaxis(jnp.asarray(data["in/cfg_x"][:half]), 1, -1)
+    cond, null = (Conditioning(label=jnp.asarray(y, jnp.int32)) for y in np.split(data["in/cfg_y"], 2))
+    point = DiscretePath().point(jnp.asarray((data["in/cfg_t"][:half] + 1) / 1000, jnp.float32))
+    guided = ClassifierFreeGuidance(cfg_scale=scale, guided_channels="first3")(model, cond, null)(x, point)
+    want = np.moveaxis(data[f"out/forward_with_cfg/{scale}"][:half], 1, -1)
+    assert np.abs(guided - want).max() <= 1e-4 * max(1.0, want.std())
+
+
+@pytest.fixture(scope="module")
+def system():
+    config = {
+        "data": {"name": "digits", "image_size": 8, "channels": 1},
+        "conditioner": {"name": "class"},
+        "autoencoder": {"name": "identity"},
+        "model": {"name": "dit", "depth": 1, "width": 32, "heads": 2, "patch_size": 2},
+        "path": {"name": "ddpm"},
+        "prediction": {"kind": "epsilon"},
+        "loss": {"name": "simple"},
+        "optimizer": {"name": "adamw"},
+        "train": {"steps": 1, "batch_size": 8},
+        "sampler": {"name": "ddim", "steps": 3, "eta": 1.0},
+        "guidance": {"name": "cfg", "cfg_scale": 1.5},
+        "sample": {"batch_size": 8, "clip": True},
+    }
+    return System(complete(config, SCHEMA), DatasetFacts(10, tuple("0123456789"), "none"))
+
+
+@pytest.fixture(scope="module")
+def model(system):
+    """A model whose output layers are not zero."""
+    leaves, structure = jax.tree.flatten(system.init_model())
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    noisy = [leaf + 0.1 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(structure, noisy)
+
+
+def draw(system, model, mesh, num=11, batch_size=8, seed=5, labels="balanced"):
+    stream = SampleStream(system, mesh, batch_size=batch_size)
+    return np.concatenate(list(stream(model, system.load_first_stage(), parse_labels(labels, num, 10, seed), seed)))
+
+
+def test_a_sample_depends_on_its_number_alone(system, model):
+    one = make_mesh(MeshConfig(), jax.devices()[:1])
+    images = draw(system, model, one)
+    assert images.shape == (11, 8, 8, 1) and images.dtype == np.uint8
+    for mesh, batch_size, num in [
+        (make_mesh(MeshConfig()), 8, 11),
+        (make_mesh(MeshConfig(2, 2, 2)), 4, 6),
+        (one, 3, 5),
+    ]:
+        other = draw(system, model, mesh, num, batch_size)
+        # float32 sums may be associated otherwise on another mesh, which can move a value over a rounding edge
+        assert np.abs(other.astype(int) - images[:num]).max() <= 1
+    assert np.unique(images.reshape(11, -1), axis=0).shape[0] == 11
+    assert not np.array_equal(draw(system, model, one, seed=6), images)
+
+
+def test_labels_are_parsed():
+    assert list(parse_labels("balanced", 5, 3, 0)) == [0, 1, 2, 0, 1]
+    assert list(parse_labels("7-9", 4, 10, 0)) == [7, 8, 9, 7]
+    assert list(parse_labels("3,3,7", 6, 10, 0)) == [3, 3, 7, 3, 3, 7]
+    assert list(parse_labels("0-1,5", 3, 10, 0)) == [0, 1, 5]
+    uniform = parse_labels("uniform", 5000, 10, 0)
+    assert np.abs(np.bincount(uniform, minlength=10) / 5000 - 0.1).max() < 0.02
+    assert np.array_equal(parse_labels("uniform", 100, 10, 0), uniform[:100])
+    assert not np.array_equal(parse_labels("uniform", 5000, 10, 1), uniform)
+    for text in ("8-10", "ten", "3,", "-3", "5-2"):
+        with pytest.raises(UserError, match=f"--labels {text}"):
+            parse_labels(text, 4, 10, 0)
+
+
+def test_uint8_conversion_truncates_as_the_evaluation_scripts_do():
+    values = jnp.array([-2.0, -1.0, 0.0, 0.999, 1.0, 2.0, -0.9999])
+    assert list(to_uint8(values)) == [0, 0, 128, 255, 255, 255, 0]
+
+
+def test_a_grid_shows_every_image_where_it_belongs():
+    images = np.arange(6, dtype=np.uint8)[:, None, None, None] * np.full((1, 8, 8, 1), 40, np.uint8)
+    sheet = np.asarray(grid(images, columns=3))
+    assert sheet.shape == (2 * 66 + 2, 3 * 66 + 2, 3)
+    for i in range(6):
+        row, column = divmod(i, 3)
+        tile = sheet[2 + row * 66 : 66 + row * 66, 2 + column * 66 : 66 + column * 66]
+        assert (tile == 40 * i).all()
+    captioned = np.asarray(grid(images, list("abcdef"), columns=3))
+    assert captioned.shape[0] == sheet.shape[0] + 2 * 14 and (captioned[2:14] < 128).any()

@@ -55,6 +55,7 @@ def load_config(file: str, overrides: Sequence[str], schema: Schema) -> config_d
     config = complete(_apply_names(_read(file).to_dict(), overrides, schema), schema)
     for argument in overrides:
         _check_override(argument, config, schema)
+    overrides = list({_path(argument): argument for argument in overrides}.values())  # the last of a key wins
     to_none = [argument for argument in overrides if _is_none(argument, config, schema)]
     words = [file, *(argument for argument in overrides if argument not in to_none)]
     values = flags.FlagValues()

@@ -63,6 +63,7 @@ def test_overrides_reach_every_kind_of_value(file):
 def test_an_optional_value_can_be_unset(file):
     config = load_config(file, ["--config.part.extra=4", "--config.part.extra=None"], SCHEMA)
     assert config.part.extra is None
+    assert load_config(file, ["--config.part.extra=None", "--config.part.extra=4"], SCHEMA).part.extra == 4
     with pytest.raises(UserError, match="None"):
         load_config(file, ["--config.part.width=None"], SCHEMA)
 

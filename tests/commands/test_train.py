@@ -8,6 +8,9 @@ import socket
 import numpy as np
 import pytest
 
+from diffusion_jax import __main__
+from diffusion_jax.errors import UserError
+
 STEPS = 24
 CONFIG = ("--config=configs/digits.py:smoke", f"--config.train.steps={STEPS}", "--config.train.sample_every=None")
 CONFIG += ("--config.train.save_every=4", "--config.train.keep=3", "--config.data.flip=true")
@@ -94,7 +97,9 @@ def test_two_processes_of_four_devices_equal_one_of_eight(command_line, unbroken
     ("arguments", "message"),
     [
         (["--config.model.widht=3"], "model 'dit' has no key 'widht'; did you mean 'width'"),
-        (["--config.train.batch_size=7", "--config.mesh.data=2"], "does not divide 1 devices"),
+        (["--config.mesh.data=3"], "does not divide 8 devices"),
+        (["--config.train.batch_size=7"], "batch size 7 does not divide over the 8 batch shards"),
+        (["--config.train.microbatches=2"], "parts that do not divide over 8 batch shards"),
         (["--config.model.patch_size=3"], "patch_size=3 does not divide the input of 8×8"),
         (["--config.data.name=folder:/nowhere"], "/nowhere"),
         (["--config.loss.name=hybrid"], "variance"),
@@ -102,10 +107,20 @@ def test_two_processes_of_four_devices_equal_one_of_eight(command_line, unbroken
         (["--config.path.schedule=liner"], "did you mean 'linear'"),
     ],
 )
-def test_mistakes_are_one_line_and_status_2(command_line, tmp_path, arguments, message):
-    _, error = command_line.run("train", *CONFIG, f"--workdir={tmp_path}", *arguments, status=2)
-    lines = [line for line in error.splitlines() if line]
-    assert len(lines) == 1 and message in lines[0], error
+def test_mistakes_are_one_line(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.setattr(__main__, "enable_compilation_cache", lambda: None)
+    with pytest.raises(UserError) as caught:
+        __main__.run("train", [*CONFIG, f"--workdir={tmp_path}", *arguments])
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_mistake_ends_the_program_with_status_2_and_no_traceback(command_line, tmp_path):
+    arguments = ("train", "--config=configs/digits.py", f"--workdir={tmp_path}", "--config.model.widht=3")
+    out, error = command_line.run(*arguments, status=2)
+    assert out == "" and len(error.splitlines()) == 1
+    assert "model 'dit' has no key 'widht'; did you mean 'width'" in error
+    _, error = command_line.run(*arguments, "--debug", status=2)
+    assert "Traceback" in error
 
 
 def test_another_config_is_refused_in_the_same_folder(command_line, unbroken):

@@ -249,11 +249,12 @@ def dump_state_dict(module: Any, entries: Iterable[Entry]) -> dict[str, np.ndarr
 
 
 def _check_table(module: Any, entries: Sequence[Entry]) -> dict[str, Any]:
-    """Returns the leaves by path, or raises when the table is not one entry for each."""
+    """Returns the leaves by path, or raises when the table is not one entry for each, or uses one of their names twice."""
     leaves = parameter_paths(module)
     covered = [entry.ours for entry in entries]
     wrong = [path for path in leaves if path not in covered] + [path for path in covered if path not in leaves]
-    wrong += [path for n, path in enumerate(covered) if path in covered[:n]]
+    theirs = [name for entry in entries for name in (*entry.parts, *entry.copies)]
+    wrong += [name for names in (covered, theirs) for n, name in enumerate(names) if name in names[:n]]
     if wrong:
         raise ValueError(f"the name table and {type(module).__name__} disagree on {wrong}")
     return leaves

@@ -155,7 +155,16 @@ def test_copies_must_agree(state_dict):
         load_state_dict(make(), state_dict, ENTRIES)
 
 
-@pytest.mark.parametrize("entries", [ENTRIES[:-1], [*ENTRIES, ENTRIES[0]], [*ENTRIES, Entry("x", "nowhere")]])
+@pytest.mark.parametrize(
+    "entries",
+    [
+        ENTRIES[:-1],
+        [*ENTRIES, ENTRIES[0]],
+        [*ENTRIES, Entry("x", "nowhere")],
+        [*ENTRIES[:-1], Entry("head.bias", "time/kernel")],
+    ],
+    ids=["incomplete", "parameter twice", "no such parameter", "tensor twice"],
+)
 def test_a_table_that_does_not_fit_is_a_programming_error(state_dict, entries):
     with pytest.raises(ValueError, match="disagree on"):
         load_state_dict(make(), state_dict, entries)

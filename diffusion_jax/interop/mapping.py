@@ -249,7 +249,7 @@ def dump_state_dict(module: Any, entries: Iterable[Entry]) -> dict[str, np.ndarr
 
 
 def _check_table(module: Any, entries: Sequence[Entry]) -> dict[str, Any]:
-    """Returns the leaves by path, or raises when the table is not one entry for each, or uses one of their names twice."""
+    """Returns the leaves by path; raises unless each has one entry and no name of theirs is used twice."""
     leaves = parameter_paths(module)
     covered = [entry.ours for entry in entries]
     wrong = [path for path in leaves if path not in covered] + [path for path in covered if path not in leaves]

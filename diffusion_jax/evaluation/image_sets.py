@@ -1,0 +1,170 @@
+"""Sets of images to measure: sample files and data sets, both read in batches."""
+
+import contextlib
+import hashlib
+import pathlib
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from typing import IO, Any, Protocol
+
+import numpy as np
+
+from diffusion_jax.data import Batch, DataConfig, Source, all_records, open_source
+from diffusion_jax.errors import UserError, did_you_mean
+
+BATCH_SIZE = 256
+DATASETS = ("digits", "digits:SPLIT", "folder:PATH", "tfds:NAME", "FILE.npz")
+
+
+class ImageSet(Protocol):
+    """A finite set of uint8 images, with or without labels.
+
+    Attributes:
+      name: what error messages call it.
+      count: N.
+      image_shape: (H, W, C).
+    """
+
+    name: str
+    count: int
+    image_shape: tuple[int, int, int]
+
+    def batches(self) -> Iterator[Batch]:
+        """Every image once, in order: `image` uint8 [B, H, W, C] and, if there are labels, `label` int [B]."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """What a result file says of it, ready for JSON: what it is, exactly, and how many images."""
+        ...
+
+
+class SampleFile:
+    """The .npz files of ADM: `arr_0` uint8 [N, H, W, 3], and `arr_1` integer labels [N] in files of labelled samples.
+
+    The images are streamed, so that 50,000 large ones need no memory.
+
+    Args:
+      path: the file.
+
+    Attributes:
+      labels: [N] integers, or None.
+
+    Raises:
+      UserError: no such file, a damaged one, or arrays of other names, dtypes or shapes.
+    """
+
+    def __init__(self, path: pathlib.Path):
+        self.path = path
+        if not path.is_file():
+            raise UserError(f"{path}: there is no such file; `diffusion-jax sample` writes samples.npz")
+        with _whole(path), zipfile.ZipFile(path) as archive:
+            names = {name.removesuffix(".npy") for name in archive.namelist()}
+            if "arr_0" not in names:
+                raise UserError(f"{path}: has no images 'arr_0' (it has {', '.join(sorted(names))})")
+            with archive.open("arr_0.npy") as stream:
+                shape, fortran_order, dtype = _header(stream)
+            self.labels = _labels(path) if "arr_1" in names else None
+        if dtype != np.uint8:
+            raise UserError(f"{path}: arr_0 is {dtype}; images are uint8 in 0…255, so quantise them before saving")
+        if len(shape) != 4 or shape[3] != 3 or 0 in shape or fortran_order:
+            order = " in Fortran order" if fortran_order else ""
+            raise UserError(f"{path}: arr_0 has shape {list(shape)}{order}; images are [N, H, W, 3], N ≥ 1, in C order")
+        if self.labels is not None and self.labels.shape != shape[:1]:
+            raise UserError(f"{path}: arr_1 has shape {list(self.labels.shape)}; {shape[0]} images need [{shape[0]}]")
+        self.name = str(path)
+        self.count = shape[0]
+        self.image_shape = (shape[1], shape[2], shape[3])
+
+    def batches(self) -> Iterator[Batch]:
+        """Raises UserError if the file ends early or its checksum is wrong."""
+        with _whole(self.path), zipfile.ZipFile(self.path) as archive, archive.open("arr_0.npy") as stream:
+            _header(stream)
+            for start in range(0, self.count, BATCH_SIZE):
+                stop = min(start + BATCH_SIZE, self.count)
+                data = stream.read((stop - start) * int(np.prod(self.image_shape)))
+                images = np.frombuffer(data, np.uint8).reshape(stop - start, *self.image_shape)
+                yield {"image": images} | ({} if self.labels is None else {"label": self.labels[start:stop]})
+
+    def describe(self) -> dict[str, Any]:
+        with open(self.path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        facts = {"file": self.path.name, "sha256": digest, "count": self.count, "image_shape": list(self.image_shape)}
+        if self.labels is None:
+            return {**facts, "label_counts": None}
+        return {**facts, "label_counts": {str(k): n for k, n in sorted(Counter(self.labels.tolist()).items())}}
+
+
+class SourceImages:
+    """All images of a data set.
+
+    Args:
+      source: the data set.
+    """
+
+    def __init__(self, source: Source):
+        self._source = source
+        self.name = source.identity
+        self.count = len(source)
+        self.image_shape = source.image_shape
+
+    def batches(self) -> Iterator[Batch]:
+        return all_records(self._source, BATCH_SIZE)
+
+    def describe(self) -> dict[str, Any]:
+        return {"identity": self._source.identity, "count": self.count}
+
+
+def open_image_set(name: str, image_shape: tuple[int, int, int]) -> ImageSet:
+    """Opens what `--reference` names.
+
+    Args:
+      name: "FILE.npz" (see `SampleFile`), "digits" or "digits:SPLIT", "folder:PATH" or "tfds:NAME"; the train split
+        unless told otherwise.
+      image_shape: (H, W, C) that the images must have; those of `folder` and `tfds` are cropped and resized to it as
+        for training.
+
+    Raises:
+      UserError: there is no such data, or it is of another size.
+    """
+    kind, _, rest = name.partition(":")
+    if name.endswith(".npz"):
+        images = SampleFile(pathlib.Path(name))
+        if images.image_shape != image_shape:
+            ours, theirs = (f"{height}×{width}" for height, width, _ in (images.image_shape, image_shape))
+            raise UserError(f"{name}: has images of {ours}, the samples are {theirs}; both must be of one size")
+        return images
+    if kind not in ("digits", "folder", "tfds"):
+        raise UserError(f"'{name}' is no data set and no .npz file{did_you_mean(name, DATASETS)}")
+    height, width, channels = image_shape
+    if height != width:
+        raise UserError(f"{name}: data sets hold square images, the samples are {height}×{width}; give a .npz file")
+    split = rest or "train" if kind == "digits" else "train"
+    data_name = "digits" if kind == "digits" else name
+    return SourceImages(open_source(DataConfig(data_name, height, split, channels)))
+
+
+@contextlib.contextmanager
+def _whole(path: pathlib.Path) -> Iterator[None]:
+    """Reports what reading a damaged .npz raises as a `UserError` that names the file."""
+    try:
+        yield
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
+        raise UserError(f"{path}: is damaged or no .npz file ({error}); write or fetch it again") from error
+
+
+def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Reads the head of a .npy stream up to its data: shape, whether in Fortran order, dtype."""
+    version = np.lib.format.read_magic(stream)
+    if version == (1, 0):
+        return np.lib.format.read_array_header_1_0(stream)
+    return np.lib.format.read_array_header_2_0(stream)
+
+
+def _labels(path: pathlib.Path) -> np.ndarray:
+    with np.load(path, allow_pickle=False) as archive:
+        labels = archive["arr_1"]
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise UserError(f"{path}: arr_1 is {labels.dtype}; labels are integers")
+    return labels

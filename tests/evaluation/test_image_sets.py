@@ -1,0 +1,142 @@
+"""Sample files and data sets: what is read, what is refused."""
+
+import hashlib
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.evaluation.image_sets import BATCH_SIZE, SampleFile, open_image_set
+
+SHAPE = (8, 8, 3)
+
+
+def some_images(count, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, *SHAPE), np.uint8)
+
+
+def read(images, key="image"):
+    return np.concatenate([batch[key] for batch in images.batches()])
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_sample_file_is_read_whole_and_in_order(tmp_path, save):
+    images, labels = some_images(2 * BATCH_SIZE + 5), np.arange(2 * BATCH_SIZE + 5) % 10
+    path = tmp_path / "samples.npz"
+    save(path, arr_0=images, arr_1=labels)
+    samples = SampleFile(path)
+    assert samples.count == len(images) and samples.image_shape == SHAPE
+    assert np.array_equal(read(samples), images) and np.array_equal(read(samples, "label"), labels)
+    facts = samples.describe()
+    assert facts["file"] == "samples.npz" and facts["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert facts["label_counts"]["3"] == (labels == 3).sum() and facts["count"] == len(images)
+
+
+def test_labels_may_be_absent(tmp_path):
+    path = tmp_path / "samples.npz"
+    np.savez(path, some_images(3))
+    assert "label" not in next(SampleFile(path).batches())
+    assert SampleFile(path).describe()["label_counts"] is None
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"arr_0": np.zeros((4, 8, 8, 3), np.float32)}, "arr_0 is float32; images are uint8 in 0…255"),
+        ({"arr_0": np.full((4, 8, 8, 3), None)}, "arr_0 is object; images are uint8"),
+        ({"arr_0": np.zeros((4, 8, 8), np.uint8)}, r"arr_0 has shape \[4, 8, 8\]; images are \[N, H, W, 3\]"),
+        ({"arr_0": np.zeros((4, 8, 8, 1), np.uint8)}, r"arr_0 has shape \[4, 8, 8, 1\]"),
+        ({"arr_0": np.zeros((4, 8, 8, 4), np.uint8)}, r"arr_0 has shape \[4, 8, 8, 4\]"),
+        ({"arr_0": np.zeros((0, 8, 8, 3), np.uint8)}, r"arr_0 has shape \[0, 8, 8, 3\]"),
+        ({"arr_0": np.asfortranarray(np.zeros((4, 8, 8, 3), np.uint8))}, r"\[4, 8, 8, 3\] in Fortran order"),
+        ({"images": some_images(4)}, "has no images 'arr_0' \\(it has images\\)"),
+        ({"mu": np.zeros(4), "sigma": np.eye(4)}, "has no images 'arr_0' \\(it has mu, sigma\\)"),
+        ({"arr_0": some_images(4), "arr_1": np.zeros(3, int)}, r"arr_1 has shape \[3\]; 4 images need \[4\]"),
+        ({"arr_0": some_images(4), "arr_1": np.eye(4, dtype=int)}, r"arr_1 has shape \[4, 4\]"),
+        ({"arr_0": some_images(4), "arr_1": np.zeros(4)}, "arr_1 is float64; labels are integers"),
+    ],
+)
+def test_refuses_other_arrays(tmp_path, arrays, message):
+    path = tmp_path / "samples.npz"
+    np.savez(path, **arrays)
+    with pytest.raises(UserError, match=message) as caught:
+        SampleFile(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_refuses_what_is_not_there_or_no_archive(tmp_path):
+    with pytest.raises(UserError, match="there is no such file"):
+        SampleFile(tmp_path / "samples.npz")
+    with pytest.raises(UserError, match="there is no such file"):
+        SampleFile(tmp_path)
+    path = tmp_path / "text.npz"
+    path.write_text("no archive")
+    with pytest.raises(UserError, match=r"text.npz: is damaged or no .npz file \(File is not a zip file\)"):
+        SampleFile(path)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_damaged_pixels_are_noticed(tmp_path, save):
+    path = tmp_path / "samples.npz"
+    save(path, arr_0=some_images(BATCH_SIZE + 1))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 255
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"samples.npz: is damaged"):
+        read(SampleFile(path))
+
+
+def test_an_array_shorter_than_its_head_says_is_noticed(tmp_path):
+    whole, short = tmp_path / "whole.npz", tmp_path / "short.npz"
+    np.savez(whole, some_images(BATCH_SIZE + 1))
+    with zipfile.ZipFile(whole) as archive, zipfile.ZipFile(short, "w") as shorter:
+        shorter.writestr("arr_0.npy", archive.read("arr_0.npy")[:-10])
+    with pytest.raises(UserError, match=r"short.npz: is damaged"):
+        read(SampleFile(short))
+
+
+@pytest.mark.parametrize(("name", "split"), [("digits", "train"), ("digits:train", "train"), ("digits:test", "test")])
+def test_digits_by_split(digits, name, split):
+    images = open_image_set(name, SHAPE)
+    want, labels = digits(split)
+    assert images.count == len(want) and f"split={split}" in images.describe()["identity"]
+    assert np.array_equal(read(images), want) and np.array_equal(read(images, "label"), labels)
+
+
+def test_a_folder_is_read_at_the_size_of_the_samples(tmp_path, digits):
+    want, labels = digits("test")
+    for i in range(30):
+        folder = tmp_path / str(labels[i])
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(want[i]).save(folder / f"{i:02}.png")
+    images = open_image_set(f"folder:{tmp_path}", SHAPE)
+    order = np.argsort(labels[:30], kind="stable")
+    assert np.array_equal(read(images), want[:30][order])
+    assert "classes=10" in images.describe()["identity"]
+    assert open_image_set(f"folder:{tmp_path}", (16, 16, 3)).image_shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("digit", SHAPE, "'digit' is no data set and no .npz file; did you mean 'digits'?"),
+        ("samples.png", SHAPE, "'samples.png' is no data set and no .npz file"),
+        ("digits:tset", SHAPE, "digits has no such split; did you mean 'test'?"),
+        ("folder:/nowhere", SHAPE, "folder:/nowhere"),
+        ("nowhere.npz", SHAPE, "nowhere.npz: there is no such file"),
+        ("digits", (8, 16, 3), "digits: data sets hold square images, the samples are 8×16"),
+    ],
+)
+def test_refuses_other_references(name, shape, message):
+    with pytest.raises(UserError) as caught:
+        open_image_set(name, shape)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_refuses_a_file_of_another_size(tmp_path):
+    path = tmp_path / "reference.npz"
+    np.savez(path, np.zeros((4, 16, 16, 3), np.uint8))
+    with pytest.raises(UserError, match=r"has images of 16×16, the samples are 8×8"):
+        open_image_set(str(path), SHAPE)

@@ -49,8 +49,12 @@ def run(values: flags.FlagValues) -> None:
     unseen = extractor.real_images_unseen_by(values.reference)
     held_out = open_image_set(unseen, samples.image_shape) if unseen else None
     result = evaluate(samples, reference, extractor, values.metrics, held_out)
-    write_atomically(out, (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode())
-    print("\n".join([*table(result, values.metrics), str(out)]))
+    print("\n".join(table(result, values.metrics)))
+    try:
+        write_atomically(out, (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode())
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written ({error.strerror}); use another place") from error
+    print(out)
 
 
 def table(result: dict[str, Any], metrics: list[str]) -> list[str]:

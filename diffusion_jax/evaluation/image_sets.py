@@ -15,6 +15,9 @@ from diffusion_jax.data import Batch, DataConfig, Source, all_records, open_sour
 from diffusion_jax.errors import UserError, did_you_mean
 
 BATCH_SIZE = 256
+
+# What zipfile and NumPy raise on damaged archives; RuntimeError where a damaged flag asks for a password.
+DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError)
 DATASETS = ("digits", "digits:SPLIT", "folder:PATH", "tfds:NAME", "FILE.npz")
 
 
@@ -150,8 +153,9 @@ def _whole(path: pathlib.Path) -> Iterator[None]:
     """Reports what reading a damaged .npz raises as a `UserError` that names the file."""
     try:
         yield
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
-        raise UserError(f"{path}: is damaged or no .npz file ({error}); write or fetch it again") from error
+    except DAMAGE as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: is damaged or no .npz file ({reason}); write or fetch it again") from error
 
 
 def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:

@@ -74,6 +74,13 @@ def test_a_reference_that_holds_the_test_digits_leaves_nothing_to_compare_with(r
     assert "held-out" not in capsys.readouterr().out
 
 
+def test_a_result_that_cannot_be_written_is_at_least_printed(run, home, capsys):
+    out = home / "samples.npz" / "result.json"
+    with pytest.raises(UserError, match=r"result.json: cannot be written \(File exists\)"):
+        run(samples=home / "samples.npz", reference="digits", out=out)
+    assert "class_agreement" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -78,14 +78,27 @@ def test_refuses_what_is_not_there_or_no_archive(tmp_path):
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_damaged_pixels_are_noticed(tmp_path, save):
+def test_damage_anywhere_is_noticed_or_harmless(tmp_path, save):
+    images = np.zeros((3, *SHAPE), np.uint8)
     path = tmp_path / "samples.npz"
-    save(path, arr_0=some_images(BATCH_SIZE + 1))
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 255
-    path.write_bytes(data)
-    with pytest.raises(UserError, match=r"samples.npz: is damaged"):
-        read(SampleFile(path))
+    save(path, arr_0=images, arr_1=np.arange(3))
+    whole = path.read_bytes()
+    noticed = 0
+    for position in range(len(whole)):
+        for bits in (1, 128):
+            damaged = bytearray(whole)
+            damaged[position] ^= bits
+            path.write_bytes(damaged)
+            try:
+                assert np.array_equal(read(SampleFile(path)), images)
+            except UserError as error:
+                noticed += 1
+                assert str(error).startswith(str(path)) and "\n" not in str(error)
+    assert noticed > len(whole)
+    for length in range(0, len(whole), 50):
+        path.write_bytes(whole[:length])
+        with pytest.raises(UserError):
+            SampleFile(path)
 
 
 def test_an_array_shorter_than_its_head_says_is_noticed(tmp_path):

@@ -79,6 +79,10 @@ def test_a_result_states_what_its_values_depend_on(score, digits, classifier):
     assert result["samples"]["count"] == result["count"] == result["held_out"]["count"] == 100
     assert "split=train images=1438" in result["reference"]["identity"] and result["reference"]["count"] == 1438
     assert "split=test" in result["held_out"]["identity"]
+    chosen = np.argsort(labels, kind="stable")[np.arange(100) * len(labels) // 100]
+    as_many = score(images[chosen], labels[chosen], held_out=None)
+    for name in METRICS:
+        np.testing.assert_allclose(result["held_out"][name], as_many[name], rtol=1e-9)
     assert result["warnings"] == [] and result["versions"].keys() == {"diffusion_jax", "jax", "numpy"}
 
 

@@ -59,6 +59,13 @@ def test_merging_in_any_order_equals_one_pass():
     assert_moments(late, rows)
 
 
+def test_merging_into_nothing_keeps_precision_far_from_zero():
+    rows = np.random.default_rng(3).normal(size=(200, 4)) + 1e5
+    total = FeatureStatistics(4)
+    total.merge(streamed(rows, 50))
+    assert_moments(total, rows)
+
+
 def test_moments_can_be_taken_on_the_way():
     rows = np.random.default_rng(2).normal(size=(60, 3))
     statistics = streamed(rows[:30], 30)

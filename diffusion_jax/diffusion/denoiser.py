@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from diffusion_jax.diffusion.point import Array, Point, align
 from diffusion_jax.diffusion.predictions import Prediction
+from diffusion_jax.diffusion.transforms import clip as clip
 
 # (x [B, ..., C], timestep [B], cond pytree) -> [B, ..., output channels]
 Model = Callable[[Array, Array, Any], Array]
@@ -25,11 +26,14 @@ class Denoised(NamedTuple):
       x0: [B, ..., C] the predicted data.
       epsilon: [B, ..., C] the predicted noise; x = αx_0 + σε holds.
       log_variance: of the ancestral step, [B, ..., C] or scalar; None at points without a transition.
+      gradient: [B, ..., C] scaled gradient at x of a classifier's log-probability, not yet applied to the rest; None
+        without classifier guidance.
     """
 
     x0: Array
     epsilon: Array
     log_variance: Array | None = None
+    gradient: Array | None = None
 
 
 Denoise = Callable[[Array, Point], Denoised]
@@ -64,7 +68,8 @@ def denoiser(guided: Guided, prediction: Prediction, transforms: tuple[Transform
     """
 
     def denoise(x: Array, point: Point) -> Denoised:
-        mean, variance_output = prediction.split(guided(x, point))
+        network_x, network_time = prediction.network_inputs(x, point)
+        mean, variance_output = prediction.split(guided(network_x, point._replace(timestep=network_time)))
         x0 = prediction.to_x0(mean, x, point)
         if transforms:
             for transform in transforms:
@@ -80,6 +85,23 @@ def denoiser(guided: Guided, prediction: Prediction, transforms: tuple[Transform
     return denoise
 
 
-def clip(x0: Array, point: Point) -> Array:
-    """Clips predicted pixels to [−1, 1]; not for latents."""
-    return jnp.clip(x0, -1.0, 1.0)
+def apply_gradient(denoise: Denoise) -> Denoise:
+    """Adds a classifier's gradient g to the score: ε̂ −= σg, with x̂_0 to match (Dhariwal & Nichol 2021, algorithm 2)."""
+
+    def guided(x: Array, point: Point) -> Denoised:
+        found = denoise(x, point)
+        if found.gradient is None:
+            return found
+        at = align(point, x)
+        return found._replace(
+            x0=found.x0 + at.sigma**2 / at.alpha * found.gradient,
+            epsilon=found.epsilon - at.sigma * found.gradient,
+            gradient=None,
+        )
+
+    return guided
+
+
+def reversed_time(model: Model) -> Model:
+    """A velocity network that counts time from noise to data (the SiT release), as one of this library."""
+    return lambda x, timestep, cond: -model(x, 1 - timestep, cond)

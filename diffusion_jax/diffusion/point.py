@@ -15,6 +15,13 @@ def namespace(array: Array) -> ModuleType:
     return array.__array_namespace__()
 
 
+def safe_ratio(numerator: Array, denominator: Array) -> Array:
+    """numerator/denominator, inf where the denominator is 0, without a warning or a NaN gradient there."""
+    xp = namespace(denominator)
+    zero = denominator == 0
+    return xp.where(zero, xp.inf, numerator / xp.where(zero, 1.0, denominator))
+
+
 class Transition(NamedTuple):
     """One step of the reversed chain, from a noisy point t to a cleaner one s; scalars or [B] arrays (DDPM eq. 6, 7).
 
@@ -62,13 +69,13 @@ class Point(NamedTuple):
 
     @property
     def kappa(self) -> Array:
-        """σ/α, the noise level of EDM."""
-        return self.sigma / self.alpha
+        """σ/α, the noise level of EDM; inf where no signal is left."""
+        return safe_ratio(self.sigma, self.alpha)
 
     @property
     def snr(self) -> Array:
-        """α²/σ²."""
-        return (self.alpha / self.sigma) ** 2
+        """α²/σ²; inf at clean data."""
+        return safe_ratio(self.alpha, self.sigma) ** 2
 
     @property
     def delta(self) -> Array:
@@ -77,13 +84,13 @@ class Point(NamedTuple):
 
     @property
     def drift(self) -> Array:
-        """f of the forward SDE dx = f x dt + g dW: α̇/α."""
-        return self.alpha_dot / self.alpha
+        """f of the forward SDE dx = f x dt + g dW: α̇/α; infinite where no signal is left."""
+        return -safe_ratio(-self.alpha_dot, self.alpha)
 
     @property
     def diffusion(self) -> Array:
-        """g² of the forward SDE: 2σδ/α."""
-        return 2 * self.sigma * self.delta / self.alpha
+        """g² of the forward SDE: 2σδ/α; infinite where no signal is left."""
+        return 2 * safe_ratio(self.sigma * self.delta, self.alpha)
 
 
 def align(tree: Any, x: Array) -> Any:

@@ -1,19 +1,37 @@
 """What the output of a network means, and the conversions between the meanings.
 
 At a fixed x = αx_0 + σε any one of x_0, ε, the score −ε/σ, the velocity u = α̇x_0 + σ̇ε and v = αε − σx_0 gives the
-others (docs/diffusion.md, table of conversions).
+others (docs/diffusion.md, table of conversions). The `edm` network works on x/α = x_0 + κε with its own scalings of
+input and output (Karras et al. 2022, eq. 7).
 """
 
 import dataclasses
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 
 from diffusion_jax.diffusion.checks import check_choice
-from diffusion_jax.diffusion.point import Array, Point, Transition, align
+from diffusion_jax.diffusion.point import Array, Point, Transition, align, namespace
+from diffusion_jax.errors import UserError
 
-Kind = Literal["epsilon", "x0", "v", "score", "velocity"]
+Kind = Literal["epsilon", "x0", "v", "score", "velocity", "edm"]
 Variance = Literal["fixed_small", "fixed_large", "learned", "learned_range"]
+
+
+class EDMScalings(NamedTuple):
+    """The scalings of the `edm` network at noise level κ (Karras et al. 2022, table 1).
+
+    Attributes:
+      c_skip: σ_d²/(κ² + σ_d²).
+      c_out: κσ_d/√(κ² + σ_d²).
+      c_in: 1/√(κ² + σ_d²).
+      c_noise: ¼ ln κ.
+    """
+
+    c_skip: Array
+    c_out: Array
+    c_in: Array
+    c_noise: Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,10 +39,11 @@ class Prediction:
     """The meaning of a network's output channels.
 
     Attributes:
-      kind: what the first C channels predict.
+      kind: what the first C channels predict; `edm` is F of D = c_skip x/α + c_out F(c_in x/α, ¼ ln κ).
       variance: the reverse variance of ancestral sampling: β̃ (`fixed_small`), β (`fixed_large`, with β̃ of the second
         step at the first), its logarithm as C more output channels (`learned`), or an interpolation between ln β̃ and
         ln β steered by C more output channels (`learned_range`; Nichol & Dhariwal 2021, eq. 15).
+      sigma_data: standard deviation of the data, for `edm`.
 
     Raises:
       UserError: an unknown name.
@@ -32,10 +51,13 @@ class Prediction:
 
     kind: Kind = "epsilon"
     variance: Variance = "fixed_small"
+    sigma_data: float = 0.5
 
     def __post_init__(self):
         check_choice("prediction kind", self.kind, Kind)
         check_choice("prediction variance", self.variance, Variance)
+        if self.sigma_data <= 0:
+            raise UserError(f"prediction: sigma_data must be positive, not {self.sigma_data}")
 
     @property
     def learns_variance(self) -> bool:
@@ -45,6 +67,20 @@ class Prediction:
     def output_channels(self, channels: int) -> int:
         """The output channels of a network on images of `channels` channels."""
         return 2 * channels if self.learns_variance else channels
+
+    def scalings(self, point: Point) -> EDMScalings:
+        """The scalings of the `edm` network."""
+        xp, kappa = namespace(point.kappa), point.kappa
+        total = kappa**2 + self.sigma_data**2
+        root = xp.sqrt(total)
+        return EDMScalings(self.sigma_data**2 / total, kappa * self.sigma_data / root, 1 / root, xp.log(kappa) / 4)
+
+    def network_inputs(self, x: Array, point: Point) -> tuple[Array, Array]:
+        """What the network receives at x [B, ..., C]: its input, and its time with the shape of the point's fields."""
+        if self.kind != "edm":
+            return x, point.timestep
+        aligned = align(point, x)
+        return self.scalings(aligned).c_in * x / aligned.alpha, self.scalings(point).c_noise
 
     def split(self, output: Array) -> tuple[Array, Array | None]:
         """Splits [..., output_channels] into the prediction [..., C] and the variance output [..., C] or None."""
@@ -76,6 +112,9 @@ class Prediction:
                 return -epsilon / point.sigma
             case "velocity":
                 return point.alpha_dot * x0 + point.sigma_dot * epsilon
+            case "edm":
+                c = self.scalings(point)
+                return (x0 - c.c_skip * (x0 + point.kappa * epsilon)) / c.c_out
 
     def to_x0(self, mean: Array, x: Array, point: Point) -> Array:
         """The predicted data [B, ..., C] from the first C output channels `mean`; arguments as in `target`."""
@@ -91,6 +130,9 @@ class Prediction:
                 return (x + point.sigma**2 * mean) / point.alpha
             case "velocity":
                 return (point.sigma_dot * x - point.sigma * mean) / point.delta
+            case "edm":
+                c = self.scalings(point)
+                return c.c_skip * x / point.alpha + c.c_out * mean
 
     def to_epsilon(self, mean: Array, x: Array, point: Point) -> Array:
         """The predicted noise [B, ..., C] from the first C output channels `mean`; arguments as in `target`."""
@@ -106,6 +148,26 @@ class Prediction:
                 return -point.sigma * mean
             case "velocity":
                 return (point.alpha * mean - point.alpha_dot * x) / point.delta
+            case "edm":
+                # (x/α − D)/κ with κ divided out of both terms.
+                c_in = self.scalings(point).c_in
+                return c_in * (point.kappa * c_in * x / point.alpha - self.sigma_data * mean)
+
+    def x0_error_factor(self, point: Point) -> Array:
+        """|Δx_0|²/|Δmean|² at fixed x: what turns a squared error of this kind into one of the data."""
+        match self.kind:
+            case "epsilon":
+                return point.kappa**2
+            case "x0":
+                return namespace(point.sigma).ones_like(point.sigma)
+            case "v":
+                return (point.sigma / (point.alpha**2 + point.sigma**2)) ** 2
+            case "score":
+                return (point.sigma**2 / point.alpha) ** 2
+            case "velocity":
+                return (point.sigma / point.delta) ** 2
+            case "edm":
+                return self.scalings(point).c_out ** 2
 
     def log_variance(self, variance_output: Array | None, transition: Transition) -> Array:
         """The log-variance of the reverse step p(x_s | x_t).

@@ -1,5 +1,6 @@
 """Closed-form models: no network, exact answers."""
 
+import functools
 import types
 from collections.abc import Callable
 
@@ -8,9 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.diffusion.denoiser import Denoise, Denoised
+from diffusion_jax.diffusion.denoiser import Denoise, Denoised, conditional, denoiser
 from diffusion_jax.diffusion.point import Point, align
-from diffusion_jax.diffusion.samplers import run
+from diffusion_jax.diffusion.predictions import Prediction
+from diffusion_jax.diffusion.samplers import DDIM, DDPM
+from diffusion_jax.diffusion.samplers.base import GridSampler
+from diffusion_jax.diffusion.samplers.general_linear import GeneralLinear
+from diffusion_jax.diffusion.transforms import clip
 
 
 def to_nhwc(array: np.ndarray) -> np.ndarray:
@@ -43,61 +48,140 @@ def from_x0(x0: Callable[[jax.Array, Point], jax.Array]) -> Denoise:
     return denoise
 
 
+@functools.cache
 def gaussian(mean: float = 0.5, std: float = 0.25) -> Denoise:
-    """The ideal denoiser of N(mean, std²): D(x) = mean + k (x − α mean), k = α std² / (α² std² + σ²)."""
+    """The ideal denoiser of N(mean, std²), without a division by σ.
 
-    def x0(x, point):
-        k = point.alpha * std**2 / (point.alpha**2 * std**2 + point.sigma**2)
-        return mean + k * (x - point.alpha * mean)
+    x̂_0 = mean + k (x − α mean) with k = α std²/(α² std² + σ²), and ε̂ = σ (x − α mean)/(α² std² + σ²).
+    """
 
-    return from_x0(x0)
+    def denoise(x, point):
+        at = align(point, x)
+        residual = (x - at.alpha * mean) / (at.alpha**2 * std**2 + at.sigma**2)
+        return Denoised(mean + at.alpha * std**2 * residual, at.sigma * residual)
+
+    return denoise
+
+
+def mixture(x: jax.Array, point: Point) -> Denoised:
+    """The ideal denoiser of 0.4 N(−1, 0.3²) + 0.6 N(0.8, 0.5²)."""
+    at = align(point, x)
+    log_weights, data, noise = [], [], []
+    for weight, mean, std in ((0.4, -1.0, 0.3), (0.6, 0.8, 0.5)):
+        variance = at.alpha**2 * std**2 + at.sigma**2
+        residual = (x - at.alpha * mean) / variance
+        log_weights.append(jnp.log(weight) - 0.5 * jnp.log(variance) - 0.5 * (x - at.alpha * mean) * residual)
+        data.append(mean + at.alpha * std**2 * residual)
+        noise.append(at.sigma * residual)
+    share = jax.nn.softmax(jnp.stack(log_weights), axis=0)
+    return Denoised(jnp.sum(share * jnp.stack(data), axis=0), jnp.sum(share * jnp.stack(noise), axis=0))
+
+
+# Exact ends of the ODE for `mixture`: VP path, t from 1 to 0.05, starts −2, −1.5, …, 2.
+MIXTURE_ENDS = np.array(
+    [
+        -1.525883635,
+        -1.315586463,
+        -1.075246220,
+        -0.734646892,
+        0.282937716,
+        0.769127239,
+        1.116289733,
+        1.423878566,
+        1.713897345,
+    ]
+)
+
+
+@functools.cache
+def reference_denoise(constants: tuple, prediction: Prediction, clipped: bool = False) -> Denoise:
+    """The denoiser of the golden files' network; the same object for the same arguments, so programs are shared."""
+    model = reference_model(dict(constants), prediction.learns_variance)
+    return denoiser(conditional(model), prediction, (clip,) if clipped else ())
+
+
+def golden_denoise(config: dict, prediction: Prediction, clipped: bool = False) -> Denoise:
+    """`reference_denoise` with the constants of a golden file."""
+    return reference_denoise(tuple(sorted(config["model"].items())), prediction, bool(clipped))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _walk(machine: GridSampler, denoise: Denoise, plan, x: jax.Array, noise: jax.Array) -> jax.Array:
+    def body(state, item):
+        row, z = item
+        state = machine.step(state, row, denoise, lambda stage: z[stage])
+        return state, state.x
+
+    return jax.lax.scan(body, machine.init(x, plan), (plan, noise))[1]
+
+
+def _padded(plan, length: int):
+    """A plan with rows that change nothing, so that one program serves runs of different lengths."""
+    rows = len(plan.point.time)
+    plan = jax.tree.map(lambda a: np.concatenate([a, np.repeat(a[-1:], length - rows, axis=0)]), plan)
+    identity = {"noise": 0.0, "noise_before": 0.0, "scale_before": 1.0, "x": 1.0, "epsilon": 0.0, "corrects": 0.0}
+    for name, value in identity.items():
+        field = getattr(plan, name, None)
+        if field is not None and field.ndim == 1:
+            field[rows:] = value
+        elif field is not None:
+            field[rows:] = np.eye(field.shape[1])[0]
+    if plan.point.transition is not None:
+        plan.point.transition.x0_weight[rows:] = 0.0
+        plan.point.transition.x_weight[rows:] = 1.0
+    return plan
+
+
+def walk(sampler, path, denoise: Denoise, x, noise=None, times=None, dtype=np.float64) -> np.ndarray:
+    """The states after each network call [rows, B, ...] of a sampler with a plan.
+
+    The loop is that of `GridSampler.walk` with the plan as an argument, so that tests share compiled programs.
+
+    Args:
+      noise: [rows, B, ...], or [rows, 2, B, ...] with both stages, the noise of each row; None means none.
+      times: the grid; None means the sampler's own.
+      dtype: float64 or float32.
+    """
+    plan = sampler.checked_plan(path, sampler.times(path) if times is None else times)
+    rows = len(plan.point.time)
+    length = next(size for size in (24, 96, 384, 1536) if size >= rows)
+    # What these samplers do is all in the plan.
+    machine = DDIM() if isinstance(sampler, GeneralLinear) else DDPM() if isinstance(sampler, DDPM) else sampler
+    with jax.enable_x64(dtype == np.float64):
+        x = jnp.asarray(x, dtype)
+        table = np.zeros((length, 2, *x.shape))
+        if noise is not None:
+            noise = np.asarray(noise)
+            table[:rows] = noise[:rows] if noise.ndim > x.ndim + 1 else noise[:rows, None]
+        plan = jax.tree.map(
+            lambda a: jnp.asarray(a, dtype if np.issubdtype(a.dtype, np.floating) else jnp.int32), _padded(plan, length)
+        )
+        return np.asarray(_walk(machine, denoise, plan, x, jnp.asarray(table, dtype)))[:rows]
 
 
 def gaussian_moments(sampler, path, denoise: Denoise, std: float | None = None, times=None) -> tuple[float, float]:
     """Exact mean and standard deviation of what an affine sampler returns, by running it on unit impulses.
 
-    The sample is A x + Σ_k C_k z_k + B in the start x and the noise z_k of each step; a batch of 2 + rows runs, each
-    with one of them set to 1, gives every coefficient.
+    The sample is A x + Σ_k C_k z_k + B in the start x and the noise z_k of each step; a batch of runs, each with one
+    of them set to 1, gives every coefficient.
 
     Args:
       std: standard deviation of the start; None means the path's prior at the first time.
     """
     times = sampler.times(path) if times is None else times
-    plan = sampler.plan(path, times)
-    impulses = 0 if plan.noise is None else len(plan.noise)
+    plan = sampler.checked_plan(path, times)
+    fields = [getattr(plan, name, None) for name in ("noise", "noise_before")]
+    used = [(stage, row) for stage, field in enumerate(fields) if field is not None for row in np.flatnonzero(field)]
+    rows = len(plan.point.time)
+    x = np.zeros((2 + len(used), 1, 1, 1))
+    x[1] = 1.0
+    noise = np.zeros((rows, 2, *x.shape))
+    for impulse, (stage, row) in enumerate(used):
+        noise[row, stage, 2 + impulse] = 1.0
+    end = walk(sampler, path, denoise, x, noise, times)[-1].ravel()
     std = path.prior_std(float(times[0])) if std is None else std
-    with jax.enable_x64(True):
-        x = jnp.zeros((2 + impulses, 1, 1, 1)).at[1].set(1.0)
-
-        def noise(step, stage):
-            assert stage == 0
-            return jnp.zeros(x.shape).at[2 + step].set(1.0, mode="drop")
-
-        end = jax.jit(lambda x: run(sampler, path, denoise, x, noise, times)[0])(x).ravel()
-        end = np.asarray(end)
     variance = (std * (end[1] - end[0])) ** 2 + np.sum((end[2:] - end[0]) ** 2)
     return float(end[0]), float(np.sqrt(variance))
-
-
-def _run(dtype, sampler, path, denoise, x, noise, times) -> np.ndarray:
-    x = jnp.asarray(x, dtype)
-    table = None if noise is None else jnp.asarray(noise, dtype)
-
-    def draw(step, stage):
-        return jnp.zeros_like(x) if table is None else table[step]
-
-    return np.asarray(jax.jit(lambda x: run(sampler, path, denoise, x, draw, times)[1])(x))
-
-
-def run_float64(sampler, path, denoise, x, noise=None, times=None) -> np.ndarray:
-    """The trajectory [rows, ...] of a sampler in float64; `noise` [rows, ...] is the noise of each row."""
-    with jax.enable_x64(True):
-        return _run(jnp.float64, sampler, path, denoise, x, noise, times)
-
-
-def run_float32(sampler, path, denoise, x, noise=None, times=None) -> np.ndarray:
-    """As `run_float64`, in float32."""
-    return _run(jnp.float32, sampler, path, denoise, x, noise, times)
 
 
 @pytest.fixture(scope="session")
@@ -108,7 +192,9 @@ def kit():
         reference_model=reference_model,
         from_x0=from_x0,
         gaussian=gaussian,
+        mixture=mixture,
+        MIXTURE_ENDS=MIXTURE_ENDS,
         gaussian_moments=gaussian_moments,
-        run_float32=run_float32,
-        run_float64=run_float64,
+        golden_denoise=golden_denoise,
+        walk=walk,
     )

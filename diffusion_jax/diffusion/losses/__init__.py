@@ -4,12 +4,31 @@ from collections.abc import Callable
 
 from diffusion_jax.diffusion.losses.base import Loss
 from diffusion_jax.diffusion.losses.simple import SimpleLoss
+from diffusion_jax.diffusion.losses.uncertainty import LearnedUncertainty
 from diffusion_jax.diffusion.losses.variational import HybridLoss, VLBLoss
+from diffusion_jax.diffusion.losses.weighted import EDMLoss, FlowMatchingLoss, MinSNRLoss, P2Loss, ScoreLoss
 
 LOSSES: dict[str, Callable[..., Loss]] = {
     "simple": SimpleLoss,
     "hybrid": HybridLoss,
     "vlb": VLBLoss,
+    "min_snr": MinSNRLoss,
+    "p2": P2Loss,
+    "score": ScoreLoss,
+    "edm": EDMLoss,
+    "flow_matching": FlowMatchingLoss,
 }
 
-__all__ = ["LOSSES", "HybridLoss", "Loss", "SimpleLoss", "VLBLoss"]
+__all__ = [
+    "LOSSES",
+    "EDMLoss",
+    "FlowMatchingLoss",
+    "HybridLoss",
+    "LearnedUncertainty",
+    "Loss",
+    "MinSNRLoss",
+    "P2Loss",
+    "ScoreLoss",
+    "SimpleLoss",
+    "VLBLoss",
+]

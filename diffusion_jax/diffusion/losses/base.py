@@ -1,16 +1,22 @@
 """What every training objective offers."""
 
-from typing import Any, Protocol
+import dataclasses
+from typing import Any, Literal, Protocol
 
 import jax
+import jax.numpy as jnp
 
 from diffusion_jax import keys
-from diffusion_jax.diffusion.denoiser import Model
+from diffusion_jax.diffusion.checks import check_choice
+from diffusion_jax.diffusion.denoiser import Model, network
+from diffusion_jax.diffusion.grids import shift_time
 from diffusion_jax.diffusion.paths import Path
 from diffusion_jax.diffusion.point import Array, Point, align
 from diffusion_jax.diffusion.predictions import Prediction
+from diffusion_jax.errors import UserError
 
 Aux = dict[str, Array]
+TimeLaw = Literal["uniform", "logit_normal", "edm"]
 
 
 class Loss(Protocol):
@@ -37,14 +43,7 @@ class Loss(Protocol):
         ...
 
     def at(
-        self,
-        model: Model,
-        path: Path,
-        prediction: Prediction,
-        x0: Array,
-        cond: Any,
-        time: Array,
-        epsilon: Array,
+        self, model: Model, path: Path, prediction: Prediction, x0: Array, cond: Any, time: Array, epsilon: Array
     ) -> tuple[Array, Aux]:
         """The objective at given `time` [B] and noise `epsilon` [B, ..., C]; otherwise as `__call__`."""
         ...
@@ -54,20 +53,82 @@ class Loss(Protocol):
         ...
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class LossBase:
-    """Draws times and noise for objectives that define `at` and `check`."""
+    """The law of the training times, common to all objectives; a discrete chain takes its nearest timestep.
+
+    Attributes:
+      time_law: `uniform` between the path's training times; `logit_normal`, t = sigmoid(m + s n) (Esser et al. 2024);
+        `edm`, κ = exp(m + s n), which is the same on the linear path (Karras et al. 2022).
+      time_mean: m; EDM −1.2 for pixels, EDM2 −0.4 for latents.
+      time_std: s; EDM 1.2, EDM2 1.0.
+      time_shift: a of t' = a t/(1 + (a − 1) t), applied last; above 1 for more noise.
+
+    Raises:
+      UserError: an unknown law or a value outside its range.
+    """
+
+    time_law: TimeLaw = "uniform"
+    time_mean: float = 0.0
+    time_std: float = 1.0
+    time_shift: float = 1.0
+
+    def __post_init__(self):
+        check_choice("loss time_law", self.time_law, TimeLaw)
+        if self.time_std <= 0 or self.time_shift <= 0:
+            raise UserError(
+                f"loss: time_std and time_shift must be positive, not {self.time_std} and {self.time_shift}"
+            )
+
+    def draw_time(self, path: Path, key: jax.Array, index: Array) -> Array:
+        """[B] float32 training times; row b depends on (`key`, `index[b]`) alone."""
+        if self.time_law == "uniform":
+            time = path.draw_time(key, index)
+        else:
+            exponent = self.time_mean + self.time_std * keys.normal(key, index, ())  # B
+            time = (
+                jax.nn.sigmoid(exponent) if self.time_law == "logit_normal" else path.time_of_kappa(jnp.exp(exponent))
+            )
+        if self.time_law == "uniform" and self.time_shift == 1:
+            return time
+        return path.nearest_trained(shift_time(time, self.time_shift))
 
     def __call__(
-        self: Loss, model: Model, path: Path, prediction: Prediction, x0: Array, cond: Any, key: jax.Array, index: Array
+        self, model: Model, path: Path, prediction: Prediction, x0: Array, cond: Any, key: jax.Array, index: Array
     ) -> tuple[Array, Aux]:
         self.check(path, prediction)
         time_key, noise_key = jax.random.split(key)
-        time = path.draw_time(time_key, index).astype(x0.dtype)  # B
+        time = self.draw_time(path, time_key, index).astype(x0.dtype)  # B
         epsilon = keys.normal(noise_key, index, x0.shape[1:], x0.dtype)  # B, ..., C
         return self.at(model, path, prediction, x0, cond, time, epsilon)
+
+    def check(self, path: Path, prediction: Prediction) -> None:
+        """Raises a `UserError` if the objective does not apply to this path and prediction."""
+        raise NotImplementedError
+
+    def at(
+        self, model: Model, path: Path, prediction: Prediction, x0: Array, cond: Any, time: Array, epsilon: Array
+    ) -> tuple[Array, Aux]:
+        """The objective at given times and noise."""
+        raise NotImplementedError
 
 
 def noised(x0: Array, epsilon: Array, point: Point) -> Array:
     """x = αx_0 + σε, the forward process at one point per sample."""
     point = align(point, x0)
     return point.alpha * x0 + point.sigma * epsilon
+
+
+def predict(model: Model, prediction: Prediction, x: Array, point: Point, cond: Any) -> Array:
+    """The raw output [B, ..., C_out] of the network at x [B, ..., C]."""
+    network_x, network_time = prediction.network_inputs(x, point)
+    return network(model)(network_x, point._replace(timestep=network_time), cond)
+
+
+def check_no_learned_variance(name: str, prediction: Prediction) -> None:
+    """Raises a `UserError` for a variance output that the objective would never train."""
+    if prediction.learns_variance:
+        raise UserError(
+            f"loss '{name}' never trains the variance output of prediction variance '{prediction.variance}'; "
+            "use loss 'hybrid', or variance 'fixed_small'"
+        )

@@ -5,8 +5,8 @@ from typing import Any
 
 import jax
 
-from diffusion_jax.diffusion.denoiser import Model, network
-from diffusion_jax.diffusion.losses.base import Aux, LossBase, noised
+from diffusion_jax.diffusion.denoiser import Model
+from diffusion_jax.diffusion.losses.base import Aux, LossBase, noised, predict
 from diffusion_jax.diffusion.paths import DiscretePath, Path
 from diffusion_jax.diffusion.point import Array, Point, align
 from diffusion_jax.diffusion.predictions import Prediction
@@ -31,7 +31,7 @@ def _vlb(
     return vlb_term(x0, prediction.to_x0(mean, x, point), x, log_variance, transition)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class HybridLoss(LossBase):
     """L_simple + vlb_weight · T · L_n, L_n with the mean prediction held constant (Nichol & Dhariwal 2021, eq. 16).
 
@@ -60,7 +60,7 @@ class HybridLoss(LossBase):
     ) -> tuple[Array, Aux]:
         point = path.point(time)
         x = noised(x0, epsilon, point)
-        mean, variance_output = prediction.split(network(model)(x, point, cond))  # B, ..., C each
+        mean, variance_output = prediction.split(predict(model, prediction, x, point, cond))  # B, ..., C each
         mse = mean_over_dims((mean - prediction.target(x0, epsilon, point)) ** 2)
         vb = _vlb(prediction, x0, x, jax.lax.stop_gradient(mean), variance_output, path, point)
         assert path.chain_length is not None
@@ -68,7 +68,7 @@ class HybridLoss(LossBase):
         return loss, {"time": time, "mse": mse, "vb": vb}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class VLBLoss(LossBase):
     """The variational bound itself: L_n of the drawn n, or T · L_n, whose mean over n is the whole bound.
 
@@ -89,7 +89,7 @@ class VLBLoss(LossBase):
     ) -> tuple[Array, Aux]:
         point = path.point(time)
         x = noised(x0, epsilon, point)
-        mean, variance_output = prediction.split(network(model)(x, point, cond))  # B, ..., C each
+        mean, variance_output = prediction.split(predict(model, prediction, x, point, cond))  # B, ..., C each
         mse = mean_over_dims((mean - prediction.target(x0, epsilon, point)) ** 2)
         vb = _vlb(prediction, x0, x, mean, variance_output, path, point)
         assert path.chain_length is not None

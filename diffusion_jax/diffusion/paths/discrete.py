@@ -10,7 +10,7 @@ import numpy as np
 
 from diffusion_jax import keys
 from diffusion_jax.diffusion import schedules
-from diffusion_jax.diffusion.point import Array, Point, Transition, namespace
+from diffusion_jax.diffusion.point import Array, Point, Transition, namespace, safe_ratio
 from diffusion_jax.diffusion.posterior import transitions
 from diffusion_jax.diffusion.respacing import parse_respacing
 from diffusion_jax.errors import UserError
@@ -119,6 +119,10 @@ class DiscretePath:
         draw = jax.vmap(lambda k: jax.random.randint(k, (), 1, self.chain_length + 1))
         return draw(keys.sample_keys(key, index)).astype(jnp.float32) / self.chain_length
 
+    def nearest_trained(self, time: Array) -> Array:
+        """The node nearest to `time`."""
+        return namespace(time).round(time * self.chain_length).clip(1, self.chain_length) / self.chain_length
+
     def _position(self, time: Array) -> Array:
         """Time in units of nodes, exact where `time` is a node up to rounding."""
         xp = namespace(time)
@@ -146,8 +150,7 @@ class DiscretePath:
             alpha = xp.where(last, alpha_left * below_node, alpha)
             alpha_dot = xp.where(last, -alpha_left * self.chain_length, alpha_dot)
             sigma = xp.where(last, xp.sqrt(1 - alpha**2), sigma)
-        sigma_dot = -alpha * alpha_dot / xp.where(sigma > 0, sigma, xp.inf)
-        return Point(time, alpha, sigma, alpha_dot, sigma_dot, self._timestep(position))
+        return Point(time, alpha, sigma, alpha_dot, safe_ratio(-alpha * alpha_dot, sigma), self._timestep(position))
 
     def _timestep(self, position: Array) -> Array:
         xp = namespace(position)

@@ -11,37 +11,49 @@ import numpy as np
 from diffusion_jax import keys
 from diffusion_jax.diffusion import grids
 from diffusion_jax.diffusion.checks import check_choice
-from diffusion_jax.diffusion.denoiser import Denoise
+from diffusion_jax.diffusion.denoiser import Denoise, apply_gradient
 from diffusion_jax.diffusion.paths import Path
 from diffusion_jax.diffusion.point import Array, Point
+from diffusion_jax.diffusion.predictions import Prediction
+from diffusion_jax.errors import UserError
 
 # stage -> standard normal noise [B, ..., C] of this step
 Draw = Callable[[int], Array]
+# (step, stage) -> standard normal noise [B, ..., C]
+Noise = Callable[[Array, int], Array]
 
 
 class Sampler(Protocol):
-    """A walk from noise to data that evaluates the network once per row of its plan."""
+    """A walk from noise to data.
+
+    Attributes:
+      name: the key of the sampler in `SAMPLERS`.
+      order: its order of convergence.
+      calls: network calls of N steps.
+    """
+
+    name: ClassVar[str]
+    order: ClassVar[str]
+    calls: ClassVar[str]
 
     def times(self, path: Path) -> np.ndarray:
-        """The nodes visited, float64, descending; the first is where the noise starts."""
+        """The nodes visited, float64; the first is where sampling starts, the last where it ends."""
         ...
 
-    def plan(self, path: Path, times: np.ndarray) -> Any:
-        """A pytree of host arrays [rows, ...], sliced by the loop; row k serves the k-th network call."""
+    def check(self, path: Path) -> None:
+        """Raises a `UserError` if the sampler does not apply to the path."""
         ...
 
-    def init(self, x: Array, plan: Any) -> Any:
-        """The loop's state before the first row; the field `x` of it is the sample so far."""
-        ...
-
-    def step(self, state: Any, row: Any, denoise: Denoise, draw: Draw) -> Any:
-        """The state after one network call."""
+    def walk(
+        self, path: Path, denoise: Denoise, x: Array, noise: Noise, times: np.ndarray | None = None
+    ) -> tuple[Array, Array]:
+        """The sample [B, ..., C] and the states on the way [rows, B, ..., C]."""
         ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GridSampler:
-    """The options that all samplers with a fixed number of steps share.
+    """A sampler with a fixed number of steps, which evaluates the network once per row of its plan.
 
     Attributes:
       steps: the number of steps.
@@ -50,6 +62,7 @@ class GridSampler:
       time_start: where a continuous grid starts; None means the path's largest time.
       time_end: where its nodes end; None means the path's smallest time.
       rho: the exponent of grid `karras`.
+      shift: the a of t' = a t/(1 + (a − 1) t) on continuous grids; above 1 for more steps at high noise.
 
     Raises:
       UserError: an unknown name; when planned, a grid that the path does not have.
@@ -61,22 +74,95 @@ class GridSampler:
     time_start: float | None = None
     time_end: float | None = None
     rho: float = 7.0
+    shift: float = 1.0
 
+    name: ClassVar[str]
+    order: ClassVar[str]
+    calls: ClassVar[str]
     # the default grid on a discrete and on a continuous path
     default_grids: ClassVar[tuple[str, str]] = ("trailing", "time")
+    # whether the step itself adds the gradient of a classifier
+    uses_gradient: ClassVar[bool] = False
 
     def __post_init__(self):
-        check_choice("sampler final", self.final, grids.Final)
+        check_choice(f"sampler '{self.name}' final", self.final, grids.Final)
+        if self.shift <= 0:
+            raise UserError(f"sampler '{self.name}': shift must be positive, not {self.shift}")
+
+    def grid_steps(self) -> int:
+        """The number of steps of the grid."""
+        return self.steps
 
     def times(self, path: Path) -> np.ndarray:
-        """[steps + 1] float64, descending."""
+        """[grid_steps + 1] float64, descending."""
         grid = self.grid or self.default_grids[path.chain_length is None]
-        return grids.times(path, grid, self.steps, self.final, self.time_start, self.time_end, self.rho)
+        return grids.times(
+            path, grid, self.grid_steps(), self.final, self.time_start, self.time_end, self.rho, self.shift
+        )
+
+    def plan(self, path: Path, times: np.ndarray) -> Any:
+        """A pytree of host arrays [rows, ...], sliced by the loop; row k serves the k-th network call."""
+        raise NotImplementedError
+
+    def init(self, x: Array, plan: Any) -> Any:
+        """The loop's state before the first row; the field `x` of it is the sample so far."""
+        raise NotImplementedError
+
+    def step(self, state: Any, row: Any, denoise: Denoise, draw: Draw) -> Any:
+        """The state after one network call."""
+        raise NotImplementedError
+
+    def checked_plan(self, path: Path, times: np.ndarray) -> Any:
+        """The plan, or a `UserError` if one of its coefficients is not finite."""
+        with np.errstate(all="ignore"):
+            plan = self.plan(path, times)
+        coefficients = jax.tree.leaves(plan._replace(point=plan.point.transition))
+        if not all(np.all(np.isfinite(leaf)) for leaf in coefficients):
+            raise UserError(
+                f"sampler '{self.name}' has no finite step on path '{path.name}' from t = {times[0]:.4g} to "
+                f"{times[-1]:.4g}; choose time_start below 1 or time_end above 0"
+            )
+        return plan
+
+    def check(self, path: Path) -> None:
+        """Raises a `UserError` if the sampler does not apply to the path."""
+        self.checked_plan(path, self.times(path))
+
+    def walk(
+        self, path: Path, denoise: Denoise, x: Array, noise: Noise, times: np.ndarray | None = None
+    ) -> tuple[Array, Array]:
+        """Runs the plan as one `lax.scan`."""
+        plan = self.checked_plan(path, self.times(path) if times is None else times)
+        plan = jax.tree.map(
+            lambda a: jnp.asarray(a, x.dtype if np.issubdtype(a.dtype, np.floating) else jnp.int32), plan
+        )
+        if not self.uses_gradient:
+            denoise = apply_gradient(denoise)
+
+        def body(state: Any, item: tuple[Array, Any]) -> tuple[Any, Array]:
+            step, row = item
+            state = self.step(state, row, denoise, lambda stage: noise(step, stage))
+            return state, state.x
+
+        rows = jax.tree.leaves(plan)[0].shape[0]
+        state, trajectory = jax.lax.scan(body, self.init(x, plan), (jnp.arange(rows), plan))
+        return state.x, trajectory
 
 
 def points(path: Path, times: np.ndarray) -> Point:
-    """The path at every time of a grid, [N] float64 fields; at clean data the time derivatives mean nothing."""
-    return path.point(np.asarray(times, dtype=np.float64))
+    """The path at every time of a grid, [N] float64 fields.
+
+    A last time of 0 means clean data, on the variance-exploding path too, whose noise at t = 0 is small but not 0.
+    """
+    times = np.asarray(times, dtype=np.float64)
+    point = path.point(times)
+    data = (times == 0) & (np.arange(len(times)) == len(times) - 1)
+    return point._replace(
+        alpha=np.where(data, 1.0, point.alpha),
+        sigma=np.where(data, 0.0, point.sigma),
+        # Where the path itself does not reach the data, it has no velocity there.
+        sigma_dot=np.where(data & (point.sigma > 0), np.inf, point.sigma_dot),
+    )
 
 
 def initial_noise(
@@ -98,7 +184,7 @@ def initial_noise(
     return path.prior_std(float(sampler.times(path)[0])) * keys.normal(key, index, shape, dtype)
 
 
-def noise_source(key: jax.Array, index: Array, x: Array) -> Callable[[Array, int], Array]:
+def noise_source(key: jax.Array, index: Array, x: Array) -> Noise:
     """The noise of (step, stage) for samples `index`: row b depends on (key, step, stage, index[b]) alone."""
 
     def draw(step: Array, stage: int) -> Array:
@@ -106,37 +192,6 @@ def noise_source(key: jax.Array, index: Array, x: Array) -> Callable[[Array, int
         return keys.normal(step_key, index, x.shape[1:], x.dtype)
 
     return draw
-
-
-def run(
-    sampler: Sampler,
-    path: Path,
-    denoise: Denoise,
-    x: Array,
-    noise: Callable[[Array, int], Array],
-    times: np.ndarray | None = None,
-) -> tuple[Array, Array]:
-    """The loop behind `sample`, with the noise and the grid in the caller's hands.
-
-    Args:
-      sampler, path, denoise, x: as in `sample`.
-      noise: (step, stage) -> [B, ..., C] standard normal noise.
-      times: nodes, descending; None means the sampler's own.
-
-    Returns:
-      The sample [B, ..., C], and the state after every network call [rows, B, ..., C].
-    """
-    plan = sampler.plan(path, sampler.times(path) if times is None else times)
-    plan = jax.tree.map(lambda a: jnp.asarray(a, x.dtype if np.issubdtype(a.dtype, np.floating) else jnp.int32), plan)
-    rows = jax.tree.leaves(plan)[0].shape[0]
-
-    def body(state: Any, item: tuple[Array, Any]) -> tuple[Any, Array]:
-        step, row = item
-        state = sampler.step(state, row, denoise, lambda stage: noise(step, stage))
-        return state, state.x
-
-    state, trajectory = jax.lax.scan(body, sampler.init(x, plan), (jnp.arange(rows), plan))
-    return state.x, trajectory
 
 
 def sample(sampler: Sampler, path: Path, denoise: Denoise, x: Array, key: jax.Array, index: Array) -> Array:
@@ -156,4 +211,20 @@ def sample(sampler: Sampler, path: Path, denoise: Denoise, x: Array, key: jax.Ar
     Raises:
       UserError: the sampler does not apply to the path, or its grid does not exist there.
     """
-    return run(sampler, path, denoise, x, noise_source(key, index, x))[0]
+    return sampler.walk(path, denoise, x, noise_source(key, index, x))[0]
+
+
+def check_sampling(sampler: Sampler, path: Path, prediction: Prediction) -> None:
+    """Fails early, before anything is compiled.
+
+    Raises:
+      UserError: the sampler does not apply to the path, or the prediction says nothing about the data where it starts.
+    """
+    sampler.check(path)
+    start = float(sampler.times(path)[0])
+    if path.point(np.float64(start)).alpha == 0 and prediction.kind in ("epsilon", "score"):
+        raise UserError(
+            f"sampler '{sampler.name}': path '{path.name}' has no signal at t = {start:.4g}, where a prediction of "
+            f"kind '{prediction.kind}' says nothing about the data; set the path's time_max below 1, or use a network "
+            "that predicts velocity, v or x0"
+        )

@@ -37,6 +37,10 @@ class DDPM(GridSampler):
     """
 
     steps: int = 250
+    name: ClassVar[str] = "ddpm"
+    order: ClassVar[str] = "1 (weak)"
+    calls: ClassVar[str] = "N"
+    uses_gradient: ClassVar[bool] = True
     default_grids: ClassVar[tuple[str, str]] = ("adm", "time")
 
     def plan(self, path: Path, times: np.ndarray) -> Rows:
@@ -55,4 +59,7 @@ class DDPM(GridSampler):
         denoised = denoise(state.x, row.point)
         assert denoised.log_variance is not None
         mean = transition.x0_weight * denoised.x0 + transition.x_weight * state.x
+        if denoised.gradient is not None:
+            # Classifier guidance shifts the mean by V g (Dhariwal & Nichol 2021, algorithm 1).
+            mean = mean + jnp.exp(denoised.log_variance) * denoised.gradient
         return State(mean + row.noise * jnp.exp(0.5 * denoised.log_variance) * draw(0))

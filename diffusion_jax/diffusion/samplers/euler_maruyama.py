@@ -19,25 +19,31 @@ class EulerMaruyama(GeneralLinear):
 
     Attributes:
       noise_in_last_step: False returns the mean of the last step.
+      reference_step: take Δt = −1/steps whatever the grid, as the Score-SDE code does.
     """
 
     steps: int = 1000
     noise_in_last_step: bool = False
+    reference_step: bool = False
+
+    name: ClassVar[str] = "euler_maruyama"
+    order: ClassVar[str] = "1 (weak)"
+    calls: ClassVar[str] = "N"
     default_grids: ClassVar[tuple[str, str]] = ("time", "time")
 
     def plan(self, path: Path, times: np.ndarray) -> Rows:
         grid = points(path, times)
         calls = []
-        for k in range(len(times) - 1):
-            point, dt = pick(grid, k), times[k + 1] - times[k]
-            last = k == len(times) - 2
+        for k, step in enumerate(np.diff(times)):
+            point, dt = pick(grid, k), -1 / self.steps if self.reference_step else step
+            noisy = self.noise_in_last_step or k < len(times) - 2
             calls.append(
                 Call(
                     point,
                     x0=0.0,
                     epsilon=point.diffusion / point.sigma,
                     x={"x": 1 + point.drift * dt, "m": dt},
-                    noise=np.sqrt(point.diffusion * -dt) if not last or self.noise_in_last_step else 0.0,
+                    noise=np.sqrt(point.diffusion * -dt) if noisy else 0.0,
                 )
             )
         return rows(calls)

@@ -18,12 +18,13 @@ from diffusion_jax.diffusion.denoiser import Denoise
 from diffusion_jax.diffusion.point import Array, Point
 from diffusion_jax.diffusion.samplers.base import Draw, GridSampler
 
+# Weights of a linear combination by register: "x", "base", "m", or the number of a slot with an earlier m.
+Weights = dict[str | int, float]
+
 
 @dataclasses.dataclass
 class Call:
     """One network call and what follows from it; the host-side notation of one row.
-
-    Weights are dicts with the keys "x", "base", "m" and the numbers of slots that hold earlier values of m.
 
     Attributes:
       point: where the network is evaluated; scalar float64 fields.
@@ -33,17 +34,21 @@ class Call:
       base: weights of the next base; the default keeps it, {"x": 1.0} starts a step here.
       store: the slot that m is written to, after use.
       noise: standard deviation of the noise added to the next x.
+      scale_before: factor of x before the call.
       noise_before: standard deviation of the noise added to x before the call.
+      step: where the step began that this call is an inner stage of; None for the first stage.
     """
 
     point: Point
     x0: float
     epsilon: float
-    x: dict[str | int, float]
-    base: dict[str | int, float] = dataclasses.field(default_factory=lambda: {"base": 1.0})
+    x: Weights
+    base: Weights = dataclasses.field(default_factory=lambda: {"base": 1.0})
     store: int | None = None
     noise: float = 0.0
+    scale_before: float = 1.0
     noise_before: float = 0.0
+    step: Point | None = None
 
 
 class Rows(NamedTuple):
@@ -55,7 +60,8 @@ class Rows(NamedTuple):
       x: [R, 3 + S] weights of x, base, m and the S slots.
       base: [R, 3 + S] likewise, None for methods without inner stages.
       store: [R] int, S for "nowhere", None for methods without memory.
-      noise, noise_before: [R].
+      noise: [R].
+      scale_before, noise_before: [R].
     """
 
     point: Point
@@ -65,6 +71,7 @@ class Rows(NamedTuple):
     base: Array | None
     store: Array | None
     noise: Array | None
+    scale_before: Array | None
     noise_before: Array | None
 
 
@@ -82,31 +89,44 @@ class State(NamedTuple):
     slots: Array | None
 
 
+def combine(*terms: tuple[float, Weights]) -> Weights:
+    """Σ factor · weights."""
+    total: Weights = {}
+    for factor, weights in terms:
+        for name, value in weights.items():
+            total[name] = total.get(name, 0.0) + factor * value
+    return total
+
+
 def rows(calls: Sequence[Call]) -> Rows:
     """Stacks the calls of a run into arrays."""
     slots = 1 + max((call.store for call in calls if call.store is not None), default=-1)
     columns: dict[str | int, int] = {"x": 0, "base": 1, "m": 2} | {slot: 3 + slot for slot in range(slots)}
 
-    def weights(terms: list[dict[str | int, float]]) -> np.ndarray:
-        table = np.zeros((len(terms), 3 + slots))
+    def table(terms: list[Weights]) -> np.ndarray:
+        weights = np.zeros((len(terms), 3 + slots))
         for row, term in enumerate(terms):
             for name, value in term.items():
-                table[row, columns[name]] = value
-        return table
+                weights[row, columns[name]] = value
+        return weights
 
     def column(values: list[float]) -> np.ndarray | None:
         return np.array(values) if any(values) else None
 
-    uses_base = any("base" in call.x for call in calls)
+    placed = [call.point for call in calls]
+    if any(call.step is not None for call in calls):
+        placed = [call.point._replace(step_kappa=(call.step or call.point).kappa) for call in calls]
+    noise_before = column([call.noise_before for call in calls])
     return Rows(
-        point=jax.tree.map(lambda *fields: np.array(fields, dtype=np.float64), *(call.point for call in calls)),
+        point=jax.tree.map(lambda *fields: np.array(fields, dtype=np.float64), *placed),
         x0=np.array([call.x0 for call in calls]),
         epsilon=np.array([call.epsilon for call in calls]),
-        x=weights([call.x for call in calls]),
-        base=weights([call.base for call in calls]) if uses_base else None,
+        x=table([call.x for call in calls]),
+        base=table([call.base for call in calls]) if any("base" in call.x for call in calls) else None,
         store=np.array([slots if call.store is None else call.store for call in calls]) if slots else None,
         noise=column([call.noise for call in calls]),
-        noise_before=column([call.noise_before for call in calls]),
+        scale_before=None if noise_before is None else np.array([call.scale_before for call in calls]),
+        noise_before=noise_before,
     )
 
 
@@ -129,11 +149,11 @@ class GeneralLinear(GridSampler):
     def step(self, state: State, row: Rows, denoise: Denoise, draw: Draw) -> State:
         x = state.x
         if row.noise_before is not None:
-            x = x + row.noise_before * draw(1)
+            x = row.scale_before * x + row.noise_before * draw(1)
         denoised = denoise(x, row.point)
         m = row.x0 * denoised.x0 + row.epsilon * denoised.epsilon  # B, ..., C
 
-        def combine(weights: Array) -> Array:
+        def linear(weights: Array) -> Array:
             total = weights[0] * x + weights[2] * m
             if state.base is not None:
                 total = total + weights[1] * state.base
@@ -141,10 +161,10 @@ class GeneralLinear(GridSampler):
                 total = total + jnp.tensordot(weights[3:], state.slots, axes=1)
             return total
 
-        next_x = combine(row.x)
+        next_x = linear(row.x)
         if row.noise is not None:
             next_x = next_x + row.noise * draw(0)
-        base = None if row.base is None else combine(row.base)
+        base = None if row.base is None else linear(row.base)
         slots = state.slots
         if slots is not None:
             slots = slots.at[row.store].set(m, mode="drop")

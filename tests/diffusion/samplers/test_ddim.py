@@ -1,12 +1,15 @@
+import functools
+
 import jax
 import numpy as np
 import pytest
 
-from diffusion_jax.diffusion.denoiser import clip, conditional, denoiser
+from diffusion_jax.diffusion.denoiser import denoiser
 from diffusion_jax.diffusion.guidance import ClassifierFreeGuidance
 from diffusion_jax.diffusion.paths import DiscretePath, VPPath
 from diffusion_jax.diffusion.predictions import Prediction
 from diffusion_jax.diffusion.samplers import DDIM, DDPM
+from diffusion_jax.diffusion.transforms import clip
 from diffusion_jax.errors import UserError
 
 
@@ -19,17 +22,16 @@ def test_moments_on_gaussian_data(kit):
 def test_eta_one_is_ancestral_sampling_with_the_small_variance(kit):
     path, rng = DiscretePath(), np.random.default_rng(0)
     x, noise = rng.normal(size=(2, 2, 2, 1)), rng.normal(size=(20, 2, 2, 2, 1))
-    model = kit.reference_model({"a": 0.7, "b": 0.5})
-    denoise = denoiser(conditional(model), Prediction(variance="fixed_small"))
-    ddim = kit.run_float64(DDIM(steps=20, eta=1.0, grid="adm"), path, denoise, x, noise)
-    ddpm = kit.run_float64(DDPM(steps=20), path, denoise, x, noise)
+    denoise = kit.golden_denoise({"model": {"a": 0.7, "b": 0.5}}, Prediction(variance="fixed_small"))
+    ddim = kit.walk(DDIM(steps=20, eta=1.0, grid="adm"), path, denoise, x, noise)
+    ddpm = kit.walk(DDPM(steps=20), path, denoise, x, noise)
     np.testing.assert_allclose(ddim, ddpm, rtol=0, atol=1e-12)
 
 
 def test_one_step_returns_the_denoised_start(kit):
     x = np.linspace(-2, 2, 6).reshape(1, 2, 3, 1)
     path = DiscretePath()
-    end = kit.run_float64(DDIM(steps=1), path, kit.gaussian(), x)[-1]
+    end = kit.walk(DDIM(steps=1), path, kit.gaussian(), x)[-1]
     np.testing.assert_allclose(end, kit.gaussian()(x, path.point(np.float64(1.0))).x0, rtol=1e-12)
 
 
@@ -53,13 +55,23 @@ def test_works_on_a_continuous_path(kit):
 def test_reference_loops(golden, kit, name, clipped, eta):
     data = golden("gd_loops")
     prediction = Prediction(variance="learned_range" if name.startswith("learned") else "fixed_large")
-    model = kit.reference_model(data["config"]["model"], prediction.learns_variance)
-    denoise = denoiser(conditional(model), prediction, (clip,) if clipped else ())
+    denoise = kit.golden_denoise(data["config"], prediction, clipped)
     grid, steps = ("ddim", 20) if "ddim" in name else ("adm", int(name[-2:]))
     sampler, path = DDIM(steps=steps, grid=grid, eta=eta), DiscretePath()
     x, noise = kit.to_nhwc(data["in/x"]), kit.to_nhwc(data["in/noise"])
     expected = kit.to_nhwc(data[f"out/{name}/clip{clipped}/ddim_eta{eta}"])
-    np.testing.assert_allclose(kit.run_float64(sampler, path, denoise, x, noise), expected[1:], rtol=0, atol=1e-8)
+    np.testing.assert_allclose(kit.walk(sampler, path, denoise, x, noise), expected[1:], rtol=0, atol=1e-8)
+
+
+@functools.cache
+def clipped_data_only(denoise):
+    """What diffusers does by default: it clips the data and keeps the noise as it was predicted."""
+
+    def call(x, point):
+        found = denoise(x, point)
+        return found._replace(x0=clip(found.x0, point))
+
+    return call
 
 
 DIFFUSERS = ("ddim_eta0", "ddim_eta0.5", "ddim_eta1", "ddim_clip", "ddim_sd", "ddim_trailing", "ddim_v_prediction")
@@ -80,19 +92,14 @@ def test_diffusers_scheduler(golden, kit, name, steps):
     )
     prediction = Prediction("v" if "prediction_type" in kwargs else "epsilon")
     np.testing.assert_array_equal(path.point(sampler.times(path)[:-1]).timestep, data[f"out/{name}/n{steps}/timesteps"])
-    model = kit.reference_model(data["config"]["model"])
-    plain = denoiser(conditional(model), prediction)
-
-    def denoise(x, point):
-        found = plain(x, point)
-        # By default diffusers clips the data and keeps the noise as it was predicted.
-        return found._replace(x0=clip(found.x0, point)) if kwargs["clip_sample"] else found
-
+    denoise = kit.golden_denoise(data["config"], prediction)
+    if kwargs["clip_sample"]:
+        denoise = clipped_data_only(denoise)
     x, noise = kit.to_nhwc(data["in/x"]), kit.to_nhwc(data["in/noise"])
     expected = kit.to_nhwc(data[f"out/{name}/n{steps}/x"])[1:]
-    np.testing.assert_allclose(kit.run_float64(sampler, path, denoise, x, noise), expected, rtol=0, atol=1e-8)
+    np.testing.assert_allclose(kit.walk(sampler, path, denoise, x, noise), expected, rtol=0, atol=1e-8)
     expected = kit.to_nhwc(data.get(f"out/f32/{name}/n{steps}/x"))[1:]
-    found = kit.run_float32(sampler, path, denoise, x, noise)
+    found = kit.walk(sampler, path, denoise, x, noise, dtype=np.float32)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * max(1, expected.std()))
 
 
@@ -113,7 +120,7 @@ def test_latent_diffusion_sampler(golden, kit, name, steps):
     np.testing.assert_array_equal(path.point(times[:-1]).timestep, np.sort(data[prefix + "timesteps"])[::-1])
     np.testing.assert_allclose(path.point(times).alpha[1:] ** 2, data[prefix + "ddim_alphas_prev"][::-1], rtol=1e-10)
     x, noise = kit.to_nhwc(data["in/x"]), kit.to_nhwc(data["in/noise"])
-    found = kit.run_float64(sampler, path, denoise, x, noise)
+    found = kit.walk(sampler, path, denoise, x, noise)
     np.testing.assert_allclose(found, kit.to_nhwc(data[prefix + "x"])[1:], rtol=0, atol=1e-8)
 
 

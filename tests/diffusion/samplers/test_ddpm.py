@@ -1,9 +1,10 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.diffusion.denoiser import clip, conditional, denoiser
 from diffusion_jax.diffusion.paths import DiscretePath, VPPath
 from diffusion_jax.diffusion.point import align
 from diffusion_jax.diffusion.predictions import Prediction
@@ -11,6 +12,7 @@ from diffusion_jax.diffusion.samplers import DDPM
 from diffusion_jax.errors import UserError
 
 
+@functools.cache
 def with_variance(denoise, variance):
     """Adds the reverse variance to a closed-form denoiser."""
 
@@ -65,21 +67,18 @@ def test_unit_data_and_large_variance_keep_unit_variance(kit, steps):
     last_beta = 1 - path.alpha_bar[0]
     np.testing.assert_allclose(std, np.sqrt(1 - last_beta), rtol=1e-12)
     np.testing.assert_allclose(std, 0.99995, atol=1e-8)
-    # The same up to the step before last, which is the first that leaves the noise out: variance exactly 1.
+    # Up to the step before the last, the first that leaves the noise out, the variance is exactly 1.
+    noisy = _NoiseEverywhere(steps=1)
     for kept in (2, steps // 2):
-        noisy = DDPM(steps=kept, final="none")
-        _, std = kit.gaussian_moments(_NoiseEverywhere(noisy), path, denoise, times=times[: kept + 1])
+        _, std = kit.gaussian_moments(noisy, path, denoise, times=times[: kept + 1])
         np.testing.assert_allclose(std, 1.0, rtol=1e-12)
 
 
-class _NoiseEverywhere:
+class _NoiseEverywhere(DDPM):
     """A DDPM that adds noise in its last step too."""
 
-    def __init__(self, sampler):
-        self.init, self.step, self._plan = sampler.init, sampler.step, sampler.plan
-
     def plan(self, path, times):
-        plan = self._plan(path, times)
+        plan = super().plan(path, times)
         return plan._replace(noise=np.ones_like(plan.noise))
 
 
@@ -99,11 +98,6 @@ def test_works_on_a_continuous_path(kit):
 GD_CASES = ("learned_range_10", "learned_range_20", "fixed_large_ddim20")
 
 
-def reference_denoise(kit, config, prediction, clipped):
-    model = kit.reference_model(config["model"], prediction.learns_variance)
-    return denoiser(conditional(model), prediction, (clip,) if clipped else ())
-
-
 @pytest.mark.parametrize("clipped", [0, 1])
 @pytest.mark.parametrize("name", GD_CASES)
 def test_reference_loops(golden, kit, name, clipped):
@@ -113,12 +107,12 @@ def test_reference_loops(golden, kit, name, clipped):
     sampler, path = DDPM(steps=steps, grid=grid), DiscretePath()
     timesteps = path.point(sampler.times(path)[:-1]).timestep
     np.testing.assert_array_equal(timesteps, data[f"out/{name}/timesteps"][::1])
-    denoise = reference_denoise(kit, data["config"], prediction, clipped)
+    denoise = kit.golden_denoise(data["config"], prediction, clipped)
     x, noise = kit.to_nhwc(data["in/x"]), kit.to_nhwc(data["in/noise"])
     expected = kit.to_nhwc(data[f"out/{name}/clip{clipped}/p_sample_loop"])
-    np.testing.assert_allclose(kit.run_float64(sampler, path, denoise, x, noise), expected[1:], rtol=0, atol=1e-8)
+    np.testing.assert_allclose(kit.walk(sampler, path, denoise, x, noise), expected[1:], rtol=0, atol=1e-8)
     expected = kit.to_nhwc(data[f"out/f32/{name}/clip{clipped}/p_sample_loop"])
-    found = kit.run_float32(sampler, path, denoise, x, noise)
+    found = kit.walk(sampler, path, denoise, x, noise, dtype=np.float32)
     np.testing.assert_allclose(found, expected[1:], rtol=0, atol=1e-4 * max(1, expected.std()))
 
 
@@ -132,10 +126,10 @@ def test_diffusers_scheduler(golden, kit, name, steps):
     path = DiscretePath(schedule=case["beta_schedule"], beta_start=case["beta_start"], beta_end=case["beta_end"])
     prediction = Prediction(variance=case["variance_type"])
     sampler = DDPM(steps=steps, grid=case.get("timestep_spacing", "leading"))
-    denoise = reference_denoise(kit, data["config"], prediction, case["clip_sample"])
+    denoise = kit.golden_denoise(data["config"], prediction, case["clip_sample"])
     x, noise = kit.to_nhwc(data["in/x"]), kit.to_nhwc(data["in/noise"])
     expected = kit.to_nhwc(data[f"out/{name}/n{steps}/x"])[1:]
-    found = kit.run_float64(sampler, path, denoise, x, noise)
+    found = kit.walk(sampler, path, denoise, x, noise)
     if name.endswith("trailing"):
         # diffusers leaves the noise out at timestep 0 only, which a trailing grid never visits.
         beta = 1 - path.alpha_bar[np.round(sampler.times(path)[-2] * 1000).astype(int) - 1]
@@ -158,7 +152,7 @@ def test_single_steps(golden, kit, name, clipped):
     prediction = Prediction(
         "x0" if case["predict_xstart"] else "epsilon", "learned_range" if case["learn_sigma"] else fixed
     )
-    denoise = reference_denoise(kit, data["config"], prediction, clipped)
+    denoise = kit.golden_denoise(data["config"], prediction, clipped)
     with jax.enable_x64(True):
         x, noise, x0 = (jnp.asarray(kit.to_nhwc(data[f"in/{key}"])) for key in ("x", "noise", "x_start"))
         n = np.array(data["config"]["t"]) % path.chain_length

@@ -18,7 +18,7 @@ def test_last_step_returns_the_mean(kit):
     rng = np.random.default_rng(0)
     x, noise = rng.normal(size=(2, 1, 1, 1)), rng.normal(size=(20, 2, 1, 1, 1))
     path = VPPath()
-    a, b = (kit.run_float64(sampler, path, kit.gaussian(), x, noise) for sampler in (noisy, still))
+    a, b = (kit.walk(sampler, path, kit.gaussian(), x, noise) for sampler in (noisy, still))
     np.testing.assert_array_equal(a[:-1], b[:-1])
     # The last step goes from t = 1e-3 to 0.
     spread = np.sqrt(path.point(np.float64(1e-3)).diffusion * 1e-3)

@@ -1,0 +1,194 @@
+"""Squared errors weighted by the noise level."""
+
+import dataclasses
+from typing import Any, ClassVar, Literal
+
+import jax.numpy as jnp
+
+from diffusion_jax.diffusion.checks import check_choice
+from diffusion_jax.diffusion.denoiser import Model
+from diffusion_jax.diffusion.losses.base import Aux, LossBase, TimeLaw, check_no_learned_variance, noised, predict
+from diffusion_jax.diffusion.paths import Path
+from diffusion_jax.diffusion.point import Array, Point, safe_ratio
+from diffusion_jax.diffusion.predictions import Prediction
+from diffusion_jax.diffusion.variational import mean_over_dims
+from diffusion_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WeightedLoss(LossBase):
+    """weight(t) · mean squared error of the prediction; a subclass gives the weight in its prediction's own space."""
+
+    name: ClassVar[str]
+
+    def weight(self, point: Point, prediction: Prediction) -> Array:
+        """[B] weights of the squared error of the network's output."""
+        raise NotImplementedError
+
+    def check(self, path: Path, prediction: Prediction) -> None:
+        check_no_learned_variance(self.name, prediction)
+
+    def at(
+        self, model: Model, path: Path, prediction: Prediction, x0: Array, cond: Any, time: Array, epsilon: Array
+    ) -> tuple[Array, Aux]:
+        point = path.point(time)
+        output = predict(model, prediction, noised(x0, epsilon, point), point, cond)  # B, ..., C
+        mse = mean_over_dims((output - prediction.target(x0, epsilon, point)) ** 2)
+        return self.weight(point, prediction) * mse, {"time": time, "mse": mse}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MinSNRLoss(WeightedLoss):
+    """min(SNR, γ) on the squared error of x̂_0, whatever the network predicts (Hang et al. 2023).
+
+    On ε that is min(SNR, γ)/SNR, on v min(SNR, γ)/(SNR + 1); where no signal is left the weight is 1.
+
+    Attributes:
+      gamma: γ; 5 for the hard minimum, 4 for the soft one.
+      soft: γ·SNR/(γ + SNR) in place of the minimum (Crowson et al. 2024).
+    """
+
+    gamma: float = 5.0
+    soft: bool = False
+    name: ClassVar[str] = "min_snr"
+
+    def weight(self, point: Point, prediction: Prediction) -> Array:
+        # The soft form through 1/SNR, so that neither end of the path gives inf/inf.
+        soft, hard = 1 / (point.kappa**2 + 1 / self.gamma), jnp.minimum(point.snr, self.gamma)
+        data_weight = soft if self.soft else hard
+        silent = point.snr == 0
+        factor = jnp.where(silent, 1.0, prediction.x0_error_factor(point))
+        return jnp.where(silent, 1.0, data_weight * factor)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class P2Loss(WeightedLoss):
+    """1/(k + SNR)^γ on the squared error of ε̂ (Choi et al. 2022).
+
+    Attributes:
+      gamma: γ, published with 0.5 and 1.
+      k: k.
+    """
+
+    gamma: float = 1.0
+    k: float = 1.0
+    name: ClassVar[str] = "p2"
+
+    def weight(self, point: Point, prediction: Prediction) -> Array:
+        return prediction.x0_error_factor(point) * point.snr / (self.k + point.snr) ** self.gamma
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoreLoss(WeightedLoss):
+    """Denoising score matching: σ² or g² on the squared error of the score (Song et al. 2021, eq. 7).
+
+    Attributes:
+      weighting: `noise` (σ², the same as the squared error of ε̂) or `likelihood` (g², whose integral bounds the
+        negative log-likelihood).
+    """
+
+    weighting: Literal["noise", "likelihood"] = "noise"
+    name: ClassVar[str] = "score"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_choice("loss weighting", self.weighting, Literal["noise", "likelihood"])
+
+    def weight(self, point: Point, prediction: Prediction) -> Array:
+        # |Δs|² = |Δx_0|² α²/σ⁴
+        score_weight = point.sigma**2 if self.weighting == "noise" else point.diffusion
+        return score_weight * prediction.x0_error_factor(point) * (point.alpha / point.sigma**2) ** 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EDMLoss(WeightedLoss):
+    """(κ² + σ_d²)/(κσ_d)² on the squared error of x̂_0, κ log-normal (Karras et al. 2022, table 1).
+
+    With prediction `edm` it is 1 per dimension at the initialisation. With learned uncertainty it is e^{−a} times that,
+    plus a (EDM2, eq. 14), where a = `model.uncertainty(c_noise [B]) -> [B]`; see `LearnedUncertainty`.
+
+    Attributes:
+      sigma_data: σ_d.
+      learned_uncertainty: whether the model carries a(κ).
+    """
+
+    time_law: TimeLaw = "edm"
+    time_mean: float = -1.2
+    time_std: float = 1.2
+    sigma_data: float = 0.5
+    learned_uncertainty: bool = False
+    name: ClassVar[str] = "edm"
+
+    def weight(self, point: Point, prediction: Prediction) -> Array:
+        data_weight = 1 / self.sigma_data**2 + safe_ratio(jnp.ones_like(point.kappa), point.kappa) ** 2
+        return data_weight * prediction.x0_error_factor(point)
+
+    def at(
+        self, model: Model, path: Path, prediction: Prediction, x0: Array, cond: Any, time: Array, epsilon: Array
+    ) -> tuple[Array, Aux]:
+        loss, aux = super().at(model, path, prediction, x0, cond, time, epsilon)
+        if not self.learned_uncertainty:
+            return loss, aux
+        uncertainty = getattr(model, "uncertainty", None)
+        if uncertainty is None:
+            raise UserError(
+                "loss 'edm' with learned_uncertainty needs a model that carries one; wrap it in LearnedUncertainty, "
+                "or set learned_uncertainty False"
+            )
+        a = uncertainty(jnp.log(path.point(time).kappa) / 4).astype(loss.dtype)  # B
+        return loss * jnp.exp(-a) + a, aux | {"weighted_mse": loss}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FlowMatchingLoss(WeightedLoss):
+    """Flow matching: the squared error of the velocity (Lipman et al. 2023; SiT, Ma et al. 2024).
+
+    Attributes:
+      weighting: weight of the squared error of ε̂: `velocity` (δ/α)², which makes it the error of the velocity whatever
+        the network predicts; `likelihood` δ/(ασ), ½g² on the score; `noise` 1.
+      direction_weight: weight of 1 − cos(û, u), the cosine over channels (FasterDiT); 0 is off.
+
+    Raises:
+      UserError: when called, a direction term for a network that does not predict the velocity.
+    """
+
+    weighting: Literal["velocity", "likelihood", "noise"] = "velocity"
+    direction_weight: float = 0.0
+    name: ClassVar[str] = "flow_matching"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_choice("loss weighting", self.weighting, Literal["velocity", "likelihood", "noise"])
+
+    def check(self, path: Path, prediction: Prediction) -> None:
+        super().check(path, prediction)
+        if self.direction_weight and prediction.kind != "velocity":
+            raise UserError(
+                f"loss 'flow_matching': direction_weight compares velocities and the network predicts "
+                f"'{prediction.kind}'; use prediction kind 'velocity'"
+            )
+
+    def weight(self, point: Point, prediction: Prediction) -> Array:
+        if self.weighting == "velocity" and prediction.kind == "velocity":
+            return jnp.ones_like(point.time)  # at both ends of the path too
+        noise_error = prediction.x0_error_factor(point) * point.snr
+        if self.weighting == "velocity":
+            return noise_error * (point.delta / point.alpha) ** 2
+        if self.weighting == "likelihood":
+            return noise_error * point.delta / (point.alpha * point.sigma)
+        return noise_error
+
+    def at(
+        self, model: Model, path: Path, prediction: Prediction, x0: Array, cond: Any, time: Array, epsilon: Array
+    ) -> tuple[Array, Aux]:
+        if not self.direction_weight:
+            return super().at(model, path, prediction, x0, cond, time, epsilon)
+        point = path.point(time)
+        output = predict(model, prediction, noised(x0, epsilon, point), point, cond)  # B, ..., C
+        target = prediction.target(x0, epsilon, point)
+        mse = mean_over_dims((output - target) ** 2)
+        norms = jnp.linalg.norm(output, axis=-1) * jnp.linalg.norm(target, axis=-1)
+        cosine = jnp.sum(output * target, axis=-1) / jnp.maximum(norms, 1e-8)  # B, ...
+        direction = mean_over_dims(1 - cosine)
+        loss = self.weight(point, prediction) * mse + self.direction_weight * direction
+        return loss, {"time": time, "mse": mse, "direction": direction}

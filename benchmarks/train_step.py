@@ -77,10 +77,8 @@ def main() -> None:
     median = statistics.median(seconds[1:])
     peak = max(peak, matmul_flops_per_second(4096, options.dtype))
     speed = system.train_flops_per_image() * options.batch_size / median
-    device = jax.devices()[0]
-    print(
-        f"DiT-{options.variant}, batch {options.batch_size}, {options.dtype}, {device.device_kind}, JAX {jax.__version__}"
-    )
+    device = f"{jax.devices()[0].device_kind}, JAX {jax.__version__}"
+    print(f"DiT-{options.variant}, batch {options.batch_size}, {options.dtype}, {device}")
     print(f"compilation       {compile_seconds:8.2f} s")
     print(f"train step        {median:8.3f} s   (fastest {min(seconds[1:]):.3f} s)")
     print(f"images            {options.batch_size / median:8.2f} /s")

@@ -23,7 +23,14 @@ def get_config(variant: str | None = None) -> ConfigDict:
     words = variant_words(variant, [*VARIANTS, "smoke"])
     size = next((word for word in words if word in VARIANTS), "XL/2")
     config = {
-        "data": {"name": "tfds:imagenet2012", "split": "train", "image_size": 256, "channels": 3, "flip": True},
+        "data": {
+            "name": "tfds:imagenet2012",
+            "split": "train",
+            "image_size": 256,
+            "channels": 3,
+            "flip": True,
+            "exif_orientation": False,  # ADM and DiT take pixels as stored
+        },
         "conditioner": {"name": "class", "label_drop": 0.1},
         "autoencoder": {"name": "kl", "preset": "sd-vae"},
         "model": {"name": "dit", **dit_config(size)},

@@ -61,7 +61,7 @@ def run(name: str, arguments: Sequence[str]) -> None:
     if rest:
         raise UserError(f"'{rest[0]}' is not a flag: flags begin with two dashes; see diffusion-jax {name} --help")
     if overrides:
-        values.overrides = config_words
+        values["overrides"].value = config_words
     enable_compilation_cache()
     command.run(values)
 
@@ -127,7 +127,7 @@ def enable_compilation_cache() -> None:
     """Keeps compiled programs in the user's cache folder, unless JAX has been told of another one."""
     import jax
 
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(home) / "diffusion_jax" / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

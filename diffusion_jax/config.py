@@ -210,8 +210,10 @@ def _with_placeholders(config: config_dict.ConfigDict, schema: Schema) -> config
         options = section.options(section.constructor(place, config[place]))
         for key, option in options.items():
             kinds = [kind for kind in _choices(option.annotation) if kind is not type(None)]
-            if config[place][key] is None and len(kinds) == 1 and kinds[0] in (int, float, str, bool):
-                typed[place][key] = config_dict.placeholder(kinds[0])
+            if config[place][key] is None and len(kinds) == 1:
+                kind = typing.get_origin(kinds[0]) or kinds[0]
+                if kind in (int, float, str, bool, tuple):
+                    typed[place][key] = config_dict.placeholder(kind)
     return typed
 
 

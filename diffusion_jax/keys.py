@@ -11,11 +11,11 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 
-def purpose_key(seed: int, purpose: str, step: ArrayLike = 0) -> jax.Array:
+def purpose_key(seed: ArrayLike, purpose: str, step: ArrayLike = 0) -> jax.Array:
     """The key of one purpose ("noise", "timestep", "label_drop", …) at one step.
 
     Args:
-      seed: the run's seed, 0 ≤ seed < 2³².
+      seed: the run's seed, 0 ≤ seed < 2³², may be traced.
       purpose: a name; different names give independent streams.
       step: the training step or sampler step, scalar integer, may be traced.
 
@@ -39,7 +39,9 @@ def sample_keys(key: jax.Array, index: jax.Array) -> jax.Array:
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
 
 
-def normal(key: jax.Array, index: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike = jnp.float32):
+def normal(
+    key: jax.Array, index: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike = jnp.float32
+) -> jax.Array:
     """Standard normal noise whose row b depends on (`key`, `index[b]`) alone.
 
     Args:

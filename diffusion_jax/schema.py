@@ -43,7 +43,7 @@ class Section:
         if not isinstance(self.constructors, Mapping):
             return self.constructors
         name = values.get("name")
-        if name not in self.constructors:
+        if not isinstance(name, str) or name not in self.constructors:
             raise UserError(f"{place}.name={name!r} is not known{did_you_mean(str(name), self.constructors)}")
         return self.constructors[name]
 

@@ -10,7 +10,15 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.schema import Section, convert
 
 
-def small(*, width: int, rate: float = 0.5, mode: Literal["fast", "slow"] = "fast", extra: int | None = None, ctx=None):
+def small(
+    *,
+    width: int,
+    rate: float = 0.5,
+    mode: Literal["fast", "slow"] = "fast",
+    extra: int | None = None,
+    sizes: tuple[int, ...] | None = None,
+    ctx=None,
+):
     return ("small", width, rate, mode, extra, ctx)
 
 
@@ -39,7 +47,14 @@ def file(tmp_path):
 
 def test_defaults_fill_what_the_file_leaves_out(file):
     config = load_config(file, [], SCHEMA)
-    assert config.part.to_dict() == {"name": "small", "width": 8, "rate": 0.5, "mode": "fast", "extra": None}
+    assert config.part.to_dict() == {
+        "name": "small",
+        "width": 8,
+        "rate": 0.5,
+        "mode": "fast",
+        "extra": None,
+        "sizes": None,
+    }
     assert config.other.to_dict() == {"width": 7, "shape": (1, 2), "verbose": False}
     assert load_config(file + ":smoke", [], SCHEMA).part.width == 3
 
@@ -63,6 +78,7 @@ def test_overrides_reach_every_kind_of_value(file):
 def test_an_optional_value_can_be_unset(file):
     config = load_config(file, ["--config.part.extra=4", "--config.part.extra=None"], SCHEMA)
     assert config.part.extra is None
+    assert load_config(file, ["--config.part.sizes=(4,5)"], SCHEMA).part.sizes == (4, 5)
     assert load_config(file, ["--config.part.extra=None", "--config.part.extra=4"], SCHEMA).part.extra == 4
     with pytest.raises(UserError, match="None"):
         load_config(file, ["--config.part.width=None"], SCHEMA)
@@ -72,7 +88,14 @@ def test_another_name_keeps_the_keys_that_both_have(file):
     config = load_config(file, ["--config.part.shape=(4, 5)", "--config.part.name=large"], SCHEMA)
     assert config.part.to_dict() == {"name": "large", "width": 8, "shape": (4, 5), "verbose": False}
     changed = change(config.to_dict(), {"part": {"name": "small", "rate": None}}, SCHEMA)
-    assert changed.part.to_dict() == {"name": "small", "width": 8, "rate": 0.5, "mode": "fast", "extra": None}
+    assert changed.part.to_dict() == {
+        "name": "small",
+        "width": 8,
+        "rate": 0.5,
+        "mode": "fast",
+        "extra": None,
+        "sizes": None,
+    }
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ def dit_entries(model: DiT) -> list[Entry]:
     Returns:
       Entries for `load_state_dict` and `dump_state_dict`; `pos_embed`, a constant here, is not among them.
     """
-    fused_heads = model.blocks.attn.qkv.bias.shape[1:]  # 3, heads, d
+    fused_heads = model.blocks.attn.qkv.kernel.shape[2:]  # 3, heads, d
     return [
         *conv("x_embedder.proj", "patch_embed", transform=ConvAsLinear(model.patch_size)),
         *linear("t_embedder.mlp.0", "time_embed/fc1"),

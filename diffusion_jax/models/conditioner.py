@@ -52,7 +52,7 @@ class ClassConditioner:
         Returns:
           The condition with some labels equal to K.
         """
-        if not self.has_null:
+        if not self.has_null or cond.label is None:
             return cond
         dropped = keys.uniform(key, index) < self.label_drop
         return cond._replace(label=jnp.where(dropped, jnp.int32(self.num_classes), cond.label))

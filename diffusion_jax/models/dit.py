@@ -257,6 +257,8 @@ class DiT(nnx.Module):
 
     def embed(self, x: jax.Array, timestep: jax.Array, cond: Conditioning) -> tuple[jax.Array, jax.Array]:
         """The input of the blocks: tokens [B, N, D] in the residual dtype, and SiLU(c) [B, D] float32."""
+        if cond.label is None:
+            raise ValueError("DiT is conditioned on a class: cond.label is None")
         p = self.patch_size
         patches = rearrange(x, "b (h p) (w q) c -> (b h w) (p q c)", p=p, q=p)  # [B·N, p²·C]
         tokens = rearrange(self.patch_embed(patches), "(b n) d -> b n d", b=x.shape[0])  # [B, N, D]

@@ -31,8 +31,8 @@ AHEAD = 2
 
 # Sections and keys that decide the numbers of a run; a run resumes only where they agree.
 IDENTITY_SECTIONS = ("conditioner", "autoencoder", "model", "path", "prediction", "loss", "optimizer")
-IDENTITY_KEYS = ("data.name", "data.split", "data.image_size", "data.channels", "data.flip", "train.batch_size")
-IDENTITY_KEYS += ("train.seed", "train.ema_decay")
+IDENTITY_KEYS = {f"data.{key}" for key in ("name", "split", "image_size", "channels", "flip", "exif_orientation")}
+IDENTITY_KEYS |= {f"train.{key}" for key in ("batch_size", "seed", "ema_decay")}
 # Change memory or speed, not numbers.
 FREE_KEYS = ("model.remat",)
 
@@ -150,7 +150,7 @@ class Loop:
             source,
             seed=train.seed,
             batch_size=train.batch_size,
-            rows=rows,
+            rows=rows.tolist(),
             start_step=step,
             num_threads=data.num_threads,
             num_workers=data.num_workers,

@@ -1,8 +1,7 @@
 """`diffusion-jax COMMAND …`, also `python -m diffusion_jax COMMAND …`."""
 
 import importlib
-import os
-import pathlib
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from absl import flags
 
 from diffusion_jax.config import OVERRIDE
 from diffusion_jax.errors import UserError, did_you_mean
+from diffusion_jax.files import cache_folder
 
 # Each names a module of `diffusion_jax.commands` with a docstring, `define_flags(values)` and `run(values)`.
 COMMANDS = ("train", "sample", "evaluate")
@@ -99,7 +99,10 @@ def flag_error(error: flags.Error, values: flags.FlagValues) -> str:
         return (
             f"--{error.flagname.replace('_', '-')} is not a flag{did_you_mean(error.flagname.replace('_', '-'), known)}"
         )
-    return " ".join(str(error).split()).removeprefix("flags parsing error: ").replace("flag --", "--", 1)
+    missing = re.match(r"flag --(\w+)=None: Flag", str(error))
+    if missing:
+        return f"--{missing[1].replace('_', '-')} is missing: {values[missing[1]].help}"
+    return " ".join(str(error).split()).replace("flag --", "--", 1)
 
 
 def help_text(name: str, doc: str, values: flags.FlagValues) -> str:
@@ -109,7 +112,8 @@ def help_text(name: str, doc: str, values: flags.FlagValues) -> str:
         if flag == "overrides":
             continue
         spec = values[flag]
-        default = "" if spec.default in (None, False) else f" (default: {spec.default})"
+        default = ", ".join(spec.default) if isinstance(spec.default, list) else spec.default
+        default = f" (default: {default})" if default not in (None, False, "") else ""
         lines.append(f"  --{flag.replace('_', '-'):<15} {spec.help}{default}")
     return "\n".join(lines)
 
@@ -128,8 +132,7 @@ def enable_compilation_cache() -> None:
     import jax
 
     if jax.config.values["jax_compilation_cache_dir"] is None:
-        home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(home) / "diffusion_jax" / "xla"))
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 

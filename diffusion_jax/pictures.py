@@ -1,6 +1,6 @@
 """Pictures of samples: uint8 conversion and labelled grids."""
 
-import os
+import io
 import pathlib
 from collections.abc import Sequence
 
@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from diffusion_jax.files import write_atomically
 
 CELL = 64  # the smallest side in pixels at which a person can judge an image
 MARGIN = 2
@@ -59,10 +61,8 @@ def grid(images: np.ndarray, captions: Sequence[str] | None = None, columns: int
     return sheet
 
 
-def save_atomically(sheet: Image.Image, path: str | pathlib.Path) -> None:
+def save(sheet: Image.Image, path: pathlib.Path) -> None:
     """Writes a PNG so that a reader never sees half of it."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    sheet.save(partial, format="PNG")
-    os.replace(partial, path)
+    png = io.BytesIO()
+    sheet.save(png, format="PNG")
+    write_atomically(path, png.getvalue())

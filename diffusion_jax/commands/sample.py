@@ -43,7 +43,7 @@ def run(values: flags.FlagValues) -> None:
 
     from diffusion_jax.errors import UserError
     from diffusion_jax.parallel import processes
-    from diffusion_jax.pictures import grid, save_atomically, to_rgb
+    from diffusion_jax.pictures import grid, save, to_rgb
     from diffusion_jax.training.generation import SampleStream, parse_labels
     from diffusion_jax.training.restore import restore_for_sampling
 
@@ -71,5 +71,5 @@ def run(values: flags.FlagValues) -> None:
         np.savez(partial, arr_0=images, arr_1=labels)
         partial.replace(archive)
         captions = [system.facts.class_names[label] for label in labels[:GRID]]
-        save_atomically(grid(images[:GRID], captions, columns=10), out / "samples.png")
+        save(grid(images[:GRID], captions, columns=10), out / "samples.png")
         print(f"{archive}\n{out / 'samples.png'}")

@@ -16,7 +16,7 @@ from diffusion_jax.diffusion.samplers import initial_noise, sample
 from diffusion_jax.errors import UserError
 from diffusion_jax.parallel import processes
 from diffusion_jax.parallel.mesh import batch_parts, local_rows, replicated, to_global
-from diffusion_jax.pictures import grid, save_atomically, to_uint8
+from diffusion_jax.pictures import grid, save, to_uint8
 from diffusion_jax.training.system import System
 
 LABELINGS = ("uniform", "balanced")
@@ -138,6 +138,6 @@ def draw_grid(system: System, stream: SampleStream, model: Any, first_stage: Any
     images = np.concatenate(list(stream(model, first_stage, labels, system.train.seed)))
     if processes.is_main():
         captions = [system.facts.class_names[label] for label in labels]
-        save_atomically(grid(images, captions, columns=min(10, len(labels))), path)
+        save(grid(images, captions, columns=min(10, len(labels))), path)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("grid")

@@ -2,13 +2,14 @@
 
 import importlib.util
 import json
-import os
 import pathlib
 import sys
 import time
 from collections.abc import Mapping
 
 from rich import progress
+
+from diffusion_jax.files import write_atomically
 
 LOG = "metrics.jsonl"
 
@@ -25,9 +26,7 @@ class MetricWriter:
         path = workdir / LOG
         if path.exists():
             lines = [line for line in path.read_text().splitlines(keepends=True) if _step(line) <= resume_step]
-            partial = path.with_name(LOG + ".partial")
-            partial.write_text("".join(lines))
-            os.replace(partial, path)
+            write_atomically(path, "".join(lines).encode())
         self.file = open(path, "a", buffering=1)  # noqa: SIM115 (closed by close)
         self.tensorboard = None
         if importlib.util.find_spec("tensorflow"):

@@ -102,4 +102,4 @@ def test_samples_can_be_scored(command_line, samples, tmp_path):
     command_line.run(*arguments)
     result = json.loads((tmp_path / "r.json").read_text())
     assert result["held_out"]["class_agreement"] > 0.98 > result["class_agreement"]
-    assert result["frechet_distance"] > 3 * result["held_out"]["frechet_distance"]
+    assert result["frechet_distance"] > 2 * result["held_out"]["frechet_distance"]

@@ -17,7 +17,7 @@ $(VENV)/.installed: pyproject.toml
 
 demo: $(VENV)/.installed
 	$(BIN)/diffusion-jax train --config configs/digits.py --workdir $(DEMO)
-	$(BIN)/diffusion-jax sample --workdir $(DEMO) --out $(DEMO)/samples --num 1000 --cfg-scale 2 --overwrite
+	$(BIN)/diffusion-jax sample --workdir $(DEMO) --out $(DEMO)/samples --num 500 --cfg-scale 2 --overwrite
 	$(BIN)/diffusion-jax evaluate --samples $(DEMO)/samples/samples.npz --reference digits --out $(DEMO)/result.json --overwrite
 	cp $(DEMO)/samples/samples.png $(DEMO)/samples.png
 	@echo "The picture: $(DEMO)/samples.png"

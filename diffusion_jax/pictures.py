@@ -34,7 +34,7 @@ def to_rgb(images: np.ndarray) -> np.ndarray:
 
 
 def grid(images: np.ndarray, captions: Sequence[str] | None = None, columns: int | None = None) -> Image.Image:
-    """Lays images out in rows, with a caption above each; small ones are enlarged pixel by pixel.
+    """Lays images out in rows, with a caption above each; small ones are enlarged smoothly.
 
     Args:
       images: [N, H, W, C] uint8, C 1 or 3.
@@ -56,7 +56,7 @@ def grid(images: np.ndarray, captions: Sequence[str] | None = None, columns: int
         left, upper = MARGIN + i % columns * cell_width, MARGIN + i // columns * cell_height
         if captions:
             draw.text((left, upper), captions[i], fill="black", font=font)
-        tile = Image.fromarray(image).resize((width * scale, height * scale), Image.Resampling.NEAREST)
+        tile = Image.fromarray(image).resize((width * scale, height * scale), Image.Resampling.BICUBIC)
         sheet.paste(tile, (left, upper + top))
     return sheet
 

@@ -28,7 +28,7 @@ class Checkpoints:
       workdir: the run's folder.
       keep: number of newest checkpoints to keep; None keeps all.
       keep_every: also keep every checkpoint whose step is a multiple of this; None keeps no others.
-      read_only: refuse to write or delete.
+      read_only: only read; another process may be writing.
     """
 
     def __init__(
@@ -44,7 +44,6 @@ class Checkpoints:
             max_to_keep=keep,
             keep_period=keep_every,
             create=not read_only,
-            read_only=read_only,
             cleanup_tmp_directories=not read_only,
         )
         self.manager = ocp.CheckpointManager(self.folder, options=options)

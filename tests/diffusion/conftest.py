@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.diffusion.denoiser import Denoise, Denoised, conditional, denoiser
+from diffusion_jax.diffusion.grids import karras_kappa
 from diffusion_jax.diffusion.point import Point, align
 from diffusion_jax.diffusion.predictions import Prediction
 from diffusion_jax.diffusion.samplers import DDIM, DDPM
@@ -75,6 +76,31 @@ def mixture(x: jax.Array, point: Point) -> Denoised:
         noise.append(at.sigma * residual)
     share = jax.nn.softmax(jnp.stack(log_weights), axis=0)
     return Denoised(jnp.sum(share * jnp.stack(data), axis=0), jnp.sum(share * jnp.stack(noise), axis=0))
+
+
+class ScheduledPath:
+    """A variance-preserving path known at given noise levels only: what a diffusers scheduler sees.
+
+    The nodes are equally spaced in time, down to time 0 if the last level is 0.
+
+    Args:
+      sigmas: [N + 1] noise levels κ, descending.
+      timesteps: [N] what the network receives.
+    """
+
+    name, chain_length, time_min, time_max = "scheduled", None, 0.0, 1.0
+
+    def __init__(self, sigmas: np.ndarray, timesteps: np.ndarray):
+        self.kappa = np.asarray(sigmas)
+        self.timesteps = np.append(np.asarray(timesteps, dtype=np.float64), 0.0)
+        self.times = np.linspace(1.0, 0.0 if self.kappa[-1] == 0 else 0.1, len(self.kappa))
+
+    def point(self, time: np.ndarray) -> Point:
+        node = np.abs(self.times - np.asarray(time)[..., None]).argmin(axis=-1)
+        np.testing.assert_allclose(self.times[node], time, atol=1e-12)
+        kappa = self.kappa[node]
+        alpha = 1 / np.sqrt(1 + kappa**2)
+        return Point(time, alpha, kappa * alpha, 0 * alpha, 0 * alpha, self.timesteps[node])
 
 
 # Exact ends of the ODE for `mixture`: VP path, t from 1 to 0.05, starts −2, −1.5, …, 2.
@@ -196,5 +222,7 @@ def kit():
         MIXTURE_ENDS=MIXTURE_ENDS,
         gaussian_moments=gaussian_moments,
         golden_denoise=golden_denoise,
+        ScheduledPath=ScheduledPath,
+        karras_kappa=karras_kappa,
         walk=walk,
     )

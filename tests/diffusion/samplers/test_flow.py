@@ -1,0 +1,339 @@
+"""Flow samplers: the probability-flow ODE on interpolants, the SDEs with the same marginals, and SiT's numbers."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.diffusion.denoiser import conditional, denoiser, reversed_time
+from diffusion_jax.diffusion.grids import shift_for_resolution, shift_for_tokens, shift_time
+from diffusion_jax.diffusion.losses import FlowMatchingLoss
+from diffusion_jax.diffusion.losses.base import noised
+from diffusion_jax.diffusion.paths import GVPPath, LinearPath, VPPath
+from diffusion_jax.diffusion.predictions import Prediction
+from diffusion_jax.diffusion.samplers import DDIM, RK45, InterpolantSDE, ProbabilityFlow, Renoise
+from diffusion_jax.errors import UserError
+
+
+def test_moments_on_gaussian_data(kit):
+    for steps, std in {5: 0.156786, 10: 0.200561, 25: 0.229176, 50: 0.239381, 250: 0.247840}.items():
+        found = kit.gaussian_moments(ProbabilityFlow(steps=steps), LinearPath(), kit.gaussian())
+        np.testing.assert_allclose(found, [0.5, std], rtol=0, atol=6e-7)
+    for steps, std in {5: 0.259836, 10: 0.253710, 25: 0.250717, 50: 0.250189}.items():
+        found = kit.gaussian_moments(ProbabilityFlow(steps=steps, method="heun"), LinearPath(), kit.gaussian())
+        np.testing.assert_allclose(found, [0.5, std], rtol=0, atol=6e-7)
+    for steps, mean in {10: 0.519811, 50: 0.504123}.items():
+        found = kit.gaussian_moments(ProbabilityFlow(steps=steps), GVPPath(), kit.gaussian())
+        np.testing.assert_allclose(found[0], mean, rtol=0, atol=6e-7)
+
+
+def test_one_euler_step_returns_the_data_mean(kit):
+    found = kit.gaussian_moments(ProbabilityFlow(steps=1), LinearPath(), kit.gaussian())
+    np.testing.assert_allclose(found, [0.5, 0], atol=1e-15)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 10])
+def test_point_mass_is_exact_on_the_straight_path(kit, steps):
+    found = kit.gaussian_moments(ProbabilityFlow(steps=steps), LinearPath(), kit.from_x0(lambda x, point: 0.3 + 0 * x))
+    np.testing.assert_allclose(found, [0.3, 0], atol=1e-14)
+
+
+def test_euler_on_the_straight_path_is_ddim(kit):
+    start, path = np.linspace(-2, 2, 5).reshape(5, 1, 1, 1), LinearPath()
+    euler, ddim = (kit.walk(s, path, kit.mixture, start) for s in (ProbabilityFlow(steps=9), DDIM(steps=9)))
+    np.testing.assert_allclose(euler, ddim, rtol=0, atol=1e-13)
+
+
+def test_probability_flow_euler_on_the_vp_path(kit):
+    for steps, std in {100: 0.24497, 250: 0.24808, 1000: 0.24967}.items():
+        sampler = ProbabilityFlow(steps=steps, final="none")
+        np.testing.assert_allclose(kit.gaussian_moments(sampler, VPPath(), kit.gaussian())[1], std, rtol=0, atol=6e-6)
+
+
+@pytest.mark.parametrize(("size", "steps", "std"), [(0.04, 250, 0.240055), (0.001, 250, 0.24969)])
+def test_last_step_of_the_sde_leaves_a_bias(kit, size, steps, std):
+    sampler = InterpolantSDE(steps=steps, diffusion="linear", last_step_size=size)
+    found = kit.gaussian_moments(sampler, LinearPath(), kit.gaussian())
+    np.testing.assert_allclose(found, [0.5, std], rtol=0, atol=6e-6)
+    calls = len(sampler.plan(LinearPath(), sampler.times(LinearPath())).x)
+    assert calls == steps
+
+
+def test_that_bias_does_not_go_away_with_more_steps(kit):
+    sampler = InterpolantSDE(steps=1400, diffusion="linear", last_step_size=0.04)
+    np.testing.assert_allclose(kit.gaussian_moments(sampler, LinearPath(), kit.gaussian())[1], 0.240023, atol=6e-6)
+
+
+@pytest.mark.parametrize("diffusion", ["sigma", "kl", "kl_regularized", "constant", "linear", "decreasing", "sine"])
+def test_every_diffusion_keeps_the_marginals(kit, diffusion):
+    """With many steps each w gives the data, up to its own bias."""
+    path = LinearPath(time_max=0.999) if diffusion == "kl" else LinearPath()
+    # A constant w grows beyond all bounds beside g² near the data, so a small one.
+    norm = 0.1 if diffusion == "constant" else 1.0
+    options = {"last_step_size": 0.01, "norm": norm, "losses": (0.5, 1.0), "eta": 0.5}
+    sampler = InterpolantSDE(steps=380, diffusion=diffusion, **options)
+    mean, std = kit.gaussian_moments(sampler, path, kit.gaussian())
+    np.testing.assert_allclose([mean, std], [0.5, 0.25], atol=6e-3)
+
+
+def test_regularized_diffusion_has_its_limit_in_pure_noise():
+    sampler = InterpolantSDE(diffusion="kl_regularized", losses=(0.2, 0.8), eta=0.3)
+    point = LinearPath().point(np.float64(1.0))
+    np.testing.assert_allclose(sampler.intensity(point), np.sqrt(0.8 / (2 * 0.3)))
+    point = LinearPath().point(np.float64(0.5))
+    kl = 2 * 0.5 / 0.5
+    np.testing.assert_allclose(sampler.intensity(point), kl * np.sqrt(0.5 / (0.5 + 2 * 0.3 * kl**2)))
+
+
+def test_renoise_keeps_nothing_but_the_prediction(kit):
+    moments = kit.gaussian_moments(Renoise(steps=3), LinearPath(), kit.from_x0(lambda x, point: 0.3 + 0 * x))
+    np.testing.assert_allclose(moments, [0.3, 0], atol=1e-15)
+    plan = Renoise(steps=3).plan(LinearPath(), Renoise(steps=3).times(LinearPath()))
+    np.testing.assert_allclose(plan.noise, [2 / 3, 1 / 3, 0], atol=1e-15)
+    np.testing.assert_allclose(plan.x0, [1 / 3, 2 / 3, 1], atol=1e-15)
+
+
+def test_shift():
+    time = np.linspace(0, 1, 11)
+    shifted = shift_time(time, 3.0)
+    assert shifted[0] == 0 and shifted[-1] == 1 and np.all(shifted[1:-1] > time[1:-1])
+    inner = LinearPath().point(time[1:-1]), LinearPath().point(shifted[1:-1])
+    np.testing.assert_allclose(np.log(inner[1].snr / inner[0].snr), -2 * np.log(3.0))
+    # In the time of LightningDiT, from noise to data, 0.3 is our 3.33.
+    np.testing.assert_allclose(1 - shift_time(1 - time, 0.3), shift_time(time, 1 / 0.3), atol=1e-12)
+    np.testing.assert_allclose(shift_for_resolution(1024**2, 1024**2 / 9), 3.0)
+    np.testing.assert_allclose([shift_for_tokens(256), shift_for_tokens(4096)], [np.exp(0.5), np.exp(1.15)])
+
+
+@pytest.mark.parametrize("steps", [10, 20])
+@pytest.mark.parametrize("shift", [1, 3])
+def test_diffusers_flow_matching_scheduler(golden, kit, shift, steps):
+    data = golden("sched_sigma")
+    prefix = f"out/flow_match_euler_shift{shift}/n{steps}/"
+    path = LinearPath(time_scale=1000.0)
+    sigmas = data[prefix + "sigmas"]
+    # Their schedule starts at 1/1000 and shifts the ends before it spaces the steps, then shifts again.
+    ends = shift_time(np.array([1.0, 1e-3]), shift)
+    np.testing.assert_allclose(shift_time(np.linspace(*ends, steps), shift), sigmas[:-1], rtol=1e-10)
+    np.testing.assert_allclose(path.point(sigmas[:-1]).timestep, data[prefix + "timesteps"], rtol=1e-10)
+    denoise = kit.golden_denoise(data["config"], Prediction("velocity"))
+    found = kit.walk(ProbabilityFlow(), path, denoise, kit.to_nhwc(data["in/x"]), times=sigmas)
+    np.testing.assert_allclose(found, kit.to_nhwc(data[prefix + "x"])[1:], rtol=0, atol=1e-8)
+
+
+# The numbers of SiT, whose time runs from noise to data.
+
+PATHS = {"Linear": LinearPath, "GVP": GVPPath, "VP": VPPath}
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_path_of_the_reference(golden, name):
+    data = golden("sit_path")
+    path, out = PATHS[name](), {key.removeprefix(f"out/{name}/"): v for key, v in data.items() if f"out/{name}/" in key}
+    time = 1 - data["in/t"]
+    point = path.point(time)
+    column = path.point(time.reshape(-1, 1, 1, 1))
+    x, x0, epsilon = data["in/x"], data["in/x1"], data["in/x0"]
+    velocity, score = -data["in/velocity"], data["in/score"]
+    from_velocity, from_score = Prediction("velocity"), Prediction("score")
+    noise = from_velocity.to_epsilon(velocity, x, point)
+    found = {
+        "alpha": point.alpha,
+        "sigma": point.sigma,
+        "d_alpha": -point.alpha_dot,
+        "d_sigma": -point.sigma_dot,
+        "d_alpha_alpha_ratio": -point.drift,
+        "drift": -column.drift * x * -1,
+        "drift_var": column.diffusion / 2,
+        "noise_from_velocity": noise,
+        "score_from_velocity": -noise / column.sigma,
+        "velocity_from_score": -(
+            column.alpha_dot * from_score.to_x0(score, x, point)
+            + column.sigma_dot * from_score.to_epsilon(score, x, point)
+        ),
+        "xt": noised(x0, epsilon, point),
+        "ut": -from_velocity.target(x0, epsilon, point),
+    }
+    forms = {
+        "constant": "constant",
+        "SBDM": "kl",
+        "sigma": "sigma",
+        "linear": "linear",
+        "decreasing": "decreasing",
+        "inccreasing-decreasing": "sine",
+    }
+    for form, ours in forms.items():
+        sampler = InterpolantSDE(diffusion=ours)
+        w = [sampler.intensity(path.point(t)) for t in time]
+        found[f"diffusion/{form}"] = np.reshape(w, (-1, 1, 1, 1)) / 2
+    assert found.keys() == out.keys()
+    for key, value in out.items():
+        np.testing.assert_allclose(found[key], value, rtol=1e-10, err_msg=key)
+
+
+def sit_model(config):
+    a, b = config["model"]["a"], config["model"]["b"]
+    return lambda x, t, cond: jnp.tanh(a * x + b * t.reshape(-1, 1, 1, 1))
+
+
+KINDS = {"velocity": "velocity", "noise": "epsilon", "score": "score"}
+
+
+def sit_parts(golden, path_name, prediction):
+    """Our path with SiT's margins for its prediction, and its network in our time."""
+    config = golden("sit_transport")["config"]
+    margin = 0.0 if prediction == "velocity" else 1e-3
+    if path_name == "VP":
+        path = VPPath(time_scale=1.0)
+    else:
+        path = PATHS[path_name](train_time_min=margin, time_min=margin, time_max=1 - margin)
+    model = sit_model(config)
+    if prediction == "velocity":
+        model = reversed_time(model)
+    else:
+        forward = model
+        model = lambda x, t, cond: forward(x, 1 - t, cond)  # noqa: E731
+    return path, model
+
+
+LOSS_CASES = [
+    (path, prediction, weight)
+    for path in PATHS
+    for prediction, weight in (
+        ("velocity", None),
+        ("noise", None),
+        ("noise", "velocity"),
+        ("score", "likelihood"),
+        ("score", None),
+    )
+]
+
+
+@pytest.mark.parametrize(("path_name", "prediction", "weight"), LOSS_CASES)
+def test_losses_of_the_reference(golden, kit, path_name, prediction, weight):
+    data = golden("sit_transport")
+    path, model = sit_parts(golden, path_name, prediction)
+    loss = FlowMatchingLoss(weighting="velocity" if prediction == "velocity" else weight or "noise")
+    low, high = (0.0, 1 - 1e-5) if path_name == "VP" else (1 - path.time_max, 1 - path.train_time_min)
+    with jax.enable_x64(True):
+        x0, epsilon = (jnp.asarray(kit.to_nhwc(data[key])) for key in ("in/x1", "in/x0"))
+        time = jnp.asarray(1 - (low + (high - low) * data["in/uniform"]))
+        evaluate = jax.jit(lambda x0, e, t: loss.at(model, path, Prediction(KINDS[prediction]), x0, None, t, e)[0])
+        found = evaluate(x0, epsilon, time)
+    expected = data[f"out/losses/{path_name}_{prediction}_{weight}/loss"]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize(("path_name", "prediction"), [(p, k) for p in PATHS for k in KINDS])
+def test_intervals_of_the_reference(golden, path_name, prediction):
+    data = golden("sit_transport")
+    path, _ = sit_parts(golden, path_name, prediction)
+    key = f"out/interval/{path_name}_{prediction}_None/eval1_sde{{}}_reverse{{}}"
+    for reverse in (0, 1):
+        ode = ProbabilityFlow(steps=4, final="none").times(path)[[0, -1]]
+        sde = InterpolantSDE(steps=4, last_step_size=0.04).times(path)[[0, -2]]
+        for stochastic, ends in enumerate((ode, sde)):
+            expected = data[key.format(stochastic, reverse)]
+            # Reversed runs, given in SiT's time too, go the other way on the same interval.
+            ours = 1 - ends if not reverse else ends
+            np.testing.assert_allclose(ours, expected, rtol=1e-12)
+    training = data[key.replace("eval1", "eval0").format(0, 0)]
+    np.testing.assert_allclose([1 - path.time_max, 1 - path.train_time_min], training, rtol=1e-12)
+
+
+@functools.cache
+def sit_denoise(golden, path_name, prediction):
+    _, model = sit_parts(golden, path_name, prediction)
+    return denoiser(conditional(model), Prediction(KINDS[prediction]))
+
+
+@pytest.mark.parametrize("steps", [10, 20])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "linear_sigma_euler_mean",
+        "linear_decreasing_euler_tweedie",
+        "linear_linear_heun_euler",
+        "gvp_sigma_heun_mean",
+        "vp_sbdm_euler_mean",
+        "linear_noise_sbdm_euler_mean",
+    ],
+)
+def test_sdes_of_the_reference(golden, kit, name, steps):
+    data = golden("sit_transport")
+    case = next(case for case in data["config"]["sde"] if case["name"] == name)
+    kwargs = case["kwargs"]
+    path, _ = sit_parts(golden, case["path"], case["prediction"])
+    sampler = InterpolantSDE(
+        steps=steps,
+        diffusion={"SBDM": "kl"}.get(kwargs["diffusion_form"], kwargs["diffusion_form"]),
+        norm=kwargs.get("diffusion_norm", 1.0),
+        method=kwargs["sampling_method"].lower(),
+        last_step={"Euler": "ode"}.get(kwargs["last_step"], kwargs["last_step"].lower()),
+        last_step_size=kwargs["last_step_size"],
+    )
+    noise = kit.to_nhwc(data["in/noise"])
+    if sampler.method == "heun":  # two calls a step; the noise comes before the first
+        noise = np.stack([np.zeros_like(noise), noise], axis=1).repeat(2, axis=0)
+    found = kit.walk(
+        sampler, path, sit_denoise(golden, case["path"], case["prediction"]), kit.to_nhwc(data["in/x"]), noise
+    )
+    if sampler.method == "heun":
+        found = np.concatenate([found[1:-1:2], found[-1:]])
+    expected = kit.to_nhwc(data[f"out/sde/{name}/n{steps}/x"])
+    np.testing.assert_allclose(found, expected[1:], rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("steps", [10, 20])
+@pytest.mark.parametrize(
+    "name", ["Linear_euler", "Linear_heun2", "GVP_score_euler", "VP_noise_heun2", "Linear_euler_reverse"]
+)
+def test_odes_of_the_reference(golden, kit, name, steps):
+    """N points make N − 1 steps."""
+    data = golden("sit_transport")
+    case = next(case for case in data["config"]["ode"] if case["name"] == name)
+    path, _ = sit_parts(golden, case["path"], case["prediction"])
+    sampler = ProbabilityFlow(steps=steps - 1, final="none", method={"heun2": "heun"}.get(case["method"], "euler"))
+    times = sampler.times(path)
+    if case.get("reverse"):
+        times = times[::-1]
+    denoise = sit_denoise(golden, case["path"], case["prediction"])
+    found = kit.walk(sampler, path, denoise, kit.to_nhwc(data["in/x"]), times=times)
+    found = found[1::2] if sampler.method == "heun" else found
+    expected = kit.to_nhwc(data[f"out/ode/{name}/n{steps}/x"])[1:]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-8)
+
+
+def test_adaptive_ode_of_the_reference(golden, kit):
+    data = golden("sit_transport")
+    path, _ = sit_parts(golden, "Linear", "velocity")
+    denoise = sit_denoise(golden, "Linear", "velocity")
+    with jax.enable_x64(True):
+        x = jnp.asarray(kit.to_nhwc(data["in/x"]))
+        sampler = RK45(rtol=1e-9, atol=1e-9)
+        found = jax.jit(lambda x: sampler.walk(path, denoise, x, lambda step, stage: x)[0])(x)
+    for steps in (10, 20):
+        expected = kit.to_nhwc(data[f"out/ode/Linear_dopri5/n{steps}/x"])[-1]
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: InterpolantSDE(diffusion="sigm"), "did you mean 'sigma'"),
+        (lambda: InterpolantSDE(last_step="men"), "did you mean 'mean'"),
+        (lambda: InterpolantSDE(final="data"), "final must be 'none'"),
+        (lambda: InterpolantSDE(diffusion="kl_regularized"), "needs losses"),
+        (lambda: InterpolantSDE(diffusion="kl").check(LinearPath()), "time_start below 1"),
+        (lambda: ProbabilityFlow(method="rk5"), "did you mean 'rk4'"),
+        (lambda: ProbabilityFlow(shift=0.0), "shift must be positive"),
+        (lambda: ProbabilityFlow(grid="log_snr", time_start=1.0).times(LinearPath()), "noise levels inf"),
+        (lambda: RK45(rtol=-1.0), "must be positive"),
+        (lambda: RK45(time_end=2.0).check(LinearPath()), "need 0 ≤ time_end < time_start ≤ 1"),
+    ],
+)
+def test_bad_options(build, message):
+    with pytest.raises(UserError, match=message):
+        build()

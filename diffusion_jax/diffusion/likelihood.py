@@ -1,6 +1,7 @@
 """How probable data are under a model: the variational bound, and the probability-flow ODE."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -52,7 +53,7 @@ def variational_bound(path: DiscretePath, denoise: Denoise, x0: Array, key: jax.
     )
 
 
-def bound_terms(path: DiscretePath, denoise: Denoise, x0: Array, noise) -> BoundTerms:
+def bound_terms(path: DiscretePath, denoise: Denoise, x0: Array, noise: Callable[[Array], Array]) -> BoundTerms:
     """`variational_bound` with the noise [B, ..., C] of timestep n given by `noise(n)`."""
     length = path.chain_length
 

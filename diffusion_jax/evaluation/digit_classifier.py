@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -97,7 +98,7 @@ class DigitClassifier:
             "precision": "float32 on the CPU",
         }
 
-    def _apply(self, function, images: np.ndarray, width: int) -> np.ndarray:
+    def _apply(self, function: Callable[..., Any], images: np.ndarray, width: int) -> np.ndarray:
         """Runs `function` on the images, `CHUNK` at a time, the last ones filled up with black: float32 [B, width]."""
         _check(images)
         results = [np.empty((0, width), np.float32)]

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -108,7 +108,7 @@ class InterpolantSDE(GeneralLinear):
             calls.append(self._last(grid[-2], times[-1] - times[-2]))
         return rows(calls)
 
-    def _drift_call(self, point: Point, x: Weights, **others) -> Call:
+    def _drift_call(self, point: Point, x: Weights, **others: Any) -> Call:
         """A call whose m is u − ½ w s = α̇ x̂_0 + (σ̇ + ½w/σ) ε̂."""
         half = self.intensity(point) / 2
         call = velocity_call(point, x, **others)

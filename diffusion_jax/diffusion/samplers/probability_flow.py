@@ -1,7 +1,7 @@
 """The probability-flow ODE dx/dt = α̇ x̂_0 + σ̇ ε̂, with Runge-Kutta steps in t (Song et al. 2021; Lipman et al. 2023)."""
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from diffusion_jax.diffusion.samplers.general_linear import Call, GeneralLinear,
 Method = Literal["euler", "heun", "rk4"]
 
 
-def velocity_call(point: Point, x: Weights, **others) -> Call:
+def velocity_call(point: Point, x: Weights, **others: Any) -> Call:
     """A call whose m is the velocity at `point`."""
     return Call(point, x0=float(point.alpha_dot), epsilon=float(point.sigma_dot), x=x, **others)
 

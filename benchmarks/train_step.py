@@ -41,6 +41,8 @@ def main() -> None:
         "path": {"name": "ddpm"},
         "prediction": {"kind": "epsilon", "variance": "learned_range"},
         "loss": {"name": "hybrid"},
+        "ema": {"name": "constant", "max_decay": 0.9},
+        "timesteps": {"name": "uniform"},
         "optimizer": {"name": "adamw"},
         "train": {"steps": 1, "batch_size": options.batch_size},
         "sampler": {"name": "ddim"},

@@ -29,11 +29,12 @@ def get_config(variant: str | None = None) -> ConfigDict:
         "path": {"name": "ddpm", "schedule": "linear"},
         "prediction": {"kind": "epsilon", "variance": "learned_range"},
         "loss": {"name": "hybrid"},
+        "timesteps": {"name": "uniform"},
         "optimizer": {"name": "adamw", "lr": 2e-4, "warmup_steps": 2500},
+        "ema": {"name": "constant", "max_decay": 0.9999},
         "train": {
             "steps": 500_000,
             "batch_size": 128,
-            "ema_decay": 0.9999,
             "save_every": 10_000,
             "keep_every": 50_000,
             "sample_every": 10_000,

@@ -20,11 +20,12 @@ def get_config(variant: str | None = None) -> ConfigDict:
         "path": {"name": "ddpm", "schedule": "cosine"},
         "prediction": {"kind": "v", "variance": "fixed_small"},
         "loss": {"name": "simple"},
+        "timesteps": {"name": "uniform"},
         "optimizer": {"name": "adamw", "lr": 1e-3, "schedule": "cosine", "warmup_steps": 100, "decay_steps": 2000},
+        "ema": {"name": "constant", "max_decay": 0.995},
         "train": {
             "steps": 2000,
             "batch_size": 64,
-            "ema_decay": 0.995,
             "log_every": 100,
             "save_every": 1000,
             "sample_every": 1000,

@@ -37,11 +37,12 @@ def get_config(variant: str | None = None) -> ConfigDict:
         "path": {"name": "ddpm", "schedule": "linear"},
         "prediction": {"kind": "epsilon", "variance": "learned_range"},
         "loss": {"name": "hybrid"},
+        "timesteps": {"name": "uniform"},
         "optimizer": {"name": "adamw", "lr": 1e-4},
+        "ema": {"name": "constant", "max_decay": 0.9999},
         "train": {
             "steps": 7_000_000,
             "batch_size": 256,
-            "ema_decay": 0.9999,
             "save_every": 10_000,
             "keep_every": 50_000,
             "sample_every": 10_000,

@@ -42,7 +42,7 @@ def load_config(file: str, overrides: Sequence[str], schema: Schema) -> config_d
 
     Args:
       file: path of a Python file with `get_config(variant)`, and after a colon the variant.
-      overrides: arguments `--config.section.key=value`, or `--config.section.key`, `value`.
+      overrides: see `override`.
       schema: the sections and what they may hold.
 
     Returns:
@@ -51,22 +51,38 @@ def load_config(file: str, overrides: Sequence[str], schema: Schema) -> config_d
     Raises:
       UserError: the file is missing or has no `get_config`; unknown section, key, name or variant; wrong type.
     """
-    overrides = _joined(overrides)
-    config = complete(_apply_names(_read(file).to_dict(), overrides, schema), schema)
-    for argument in overrides:
-        _check_override(argument, config, schema)
-    overrides = list({_path(argument): argument for argument in overrides}.values())  # the last of a key wins
-    to_none = [argument for argument in overrides if _is_none(argument, config, schema)]
-    words = [file, *(argument for argument in overrides if argument not in to_none)]
+    return override(_read(file).to_dict(), overrides, schema)
+
+
+def override(config: Mapping[str, Any], overrides: Sequence[str], schema: Schema) -> config_dict.ConfigDict:
+    """Applies overrides from the command line to a config and checks the result.
+
+    Args:
+      config: section name to its keys and values.
+      overrides: arguments `--config.section.key=value`, or `--config.section.key`, `value`; the last of a key wins. A
+        section whose `name` is overridden keeps the keys that the new one has too.
+      schema: the sections and what they may hold.
+
+    Returns:
+      The complete, locked config.
+
+    Raises:
+      UserError: unknown section, key or name; wrong type.
+    """
+    joined = {_path(argument): argument for argument in _joined(overrides)}
+    defaults = complete(_apply_names(dict(config), list(joined.values()), schema), schema)
+    for argument in joined.values():
+        _check_override(argument, defaults, schema)
+    to_none = [path for path, argument in joined.items() if _is_none(argument, defaults, schema)]
+    words = ["overrides", *(argument for path, argument in joined.items() if path not in to_none)]
     values = flags.FlagValues()
-    config_flags.DEFINE_config_dict("config", _with_placeholders(config, schema), flag_values=values, sys_argv=words)
+    config_flags.DEFINE_config_dict("config", _with_placeholders(defaults, schema), flag_values=values, sys_argv=words)
     try:
         values(words)
     except flags.Error as error:
         raise UserError(f"override: {' '.join(str(error).split())}") from None
     result = values.config.to_dict()
-    for argument in to_none:
-        place, key = _path(argument)
+    for place, key in to_none:
         result[place][key] = None
     return complete(result, schema)
 
@@ -89,31 +105,6 @@ def complete(config: Mapping[str, Any], schema: Schema) -> config_dict.ConfigDic
             raise UserError(f"config has no section '{name}'{did_you_mean(name, schema)}")
     filled = {name: section.complete(name, config.get(name) or {}) for name, section in schema.items()}
     return config_dict.ConfigDict(filled).lock()
-
-
-def change(
-    config: Mapping[str, Any], changes: Mapping[str, Mapping[str, Any]], schema: Schema
-) -> config_dict.ConfigDict:
-    """Replaces values of a config; a section that changes its name keeps the keys that the new one has too.
-
-    Args:
-      config: a complete config.
-      changes: section to keys to values; None leaves a key as it is.
-      schema: the sections and what they may hold.
-
-    Returns:
-      The complete, locked config.
-
-    Raises:
-      UserError: as `complete`.
-    """
-    config = dict(config)
-    for place, values in changes.items():
-        values = {key: value for key, value in values.items() if value is not None}
-        if "name" in values:
-            config[place] = _renamed(config[place], place, values["name"], schema[place])
-        config[place] = {**config[place], **values}
-    return complete(config, schema)
 
 
 def to_json(config: config_dict.ConfigDict) -> str:

@@ -5,7 +5,7 @@ from typing import Literal
 
 import pytest
 
-from diffusion_jax.config import change, complete, differences, from_json, load_config, to_json, variant_words
+from diffusion_jax.config import complete, differences, from_json, load_config, override, to_json, variant_words
 from diffusion_jax.errors import UserError
 from diffusion_jax.schema import Section, convert
 
@@ -87,7 +87,7 @@ def test_an_optional_value_can_be_unset(file):
 def test_another_name_keeps_the_keys_that_both_have(file):
     config = load_config(file, ["--config.part.shape=(4, 5)", "--config.part.name=large"], SCHEMA)
     assert config.part.to_dict() == {"name": "large", "width": 8, "shape": (4, 5), "verbose": False}
-    changed = change(config.to_dict(), {"part": {"name": "small", "rate": None}}, SCHEMA)
+    changed = override(config.to_dict(), ["--config.part.name=small"], SCHEMA)
     assert changed.part.to_dict() == {
         "name": "small",
         "width": 8,

@@ -6,6 +6,9 @@
 Writes samples.npz (arr_0: uint8 [N, H, W, 3], arr_1: int labels; the format of ADM's evaluation) and samples.png, a
 labelled grid of the first ones. Sample i is a function of the checkpoint, its label, --seed and i: neither the number
 of samples nor the batch size nor the machine changes it.
+
+Everything that the run's config says of sampling can be overridden, for example --config.sampler.eta=1 or
+--config.guidance.interval="(0.3, 2.0)"; `diffusion-jax samplers` lists the samplers and their options.
 """
 
 import pathlib
@@ -15,6 +18,7 @@ from absl import flags
 from diffusion_jax.commands.flags import define_process_flags, start_process
 
 GRID = 100
+SECTIONS = ("sampler", "guidance", "sample")
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -32,6 +36,7 @@ def define_flags(values: flags.FlagValues) -> None:
     text("step", "latest", "The checkpoint's step, or latest.", flag_values=values)
     number("batch_size", None, "Images at once; by default the config's.", lower_bound=1, flag_values=values)
     flags.DEFINE_bool("overwrite", False, "Replace samples already in --out.", flag_values=values)
+    flags.DEFINE_list("overrides", [], "Filled with the --config.… arguments.", flag_values=values)
     define_process_flags(values)
     flags.mark_flags_as_required(["workdir", "out", "num"], flag_values=values)
 
@@ -41,6 +46,7 @@ def run(values: flags.FlagValues) -> None:
     start_process(values)
     import numpy as np
 
+    from diffusion_jax.config import OVERRIDE
     from diffusion_jax.errors import UserError
     from diffusion_jax.parallel import processes
     from diffusion_jax.pictures import grid, save, to_rgb
@@ -51,12 +57,18 @@ def run(values: flags.FlagValues) -> None:
     archive = out / "samples.npz"
     if archive.exists() and not values.overwrite:
         raise UserError(f"--out {out}: samples.npz is already there; use another folder or --overwrite")
-    changes = {
-        "sampler": {"name": values.sampler, "steps": values.steps},
-        "guidance": {"cfg_scale": values.cfg_scale},
-        "sample": {"params": values.params, "batch_size": values.batch_size},
+    named = {
+        "sampler.name": values.sampler,
+        "sampler.steps": values.steps,
+        "guidance.cfg_scale": values.cfg_scale,
+        "sample.params": values.params,
+        "sample.batch_size": values.batch_size,
     }
-    system, mesh, model, first_stage = restore_for_sampling(values.workdir, values.step, changes)
+    overrides = [f"{OVERRIDE}{key}={value}" for key, value in named.items() if value is not None] + values.overrides
+    for word in overrides:
+        if word.startswith(OVERRIDE) and not word.startswith(tuple(f"{OVERRIDE}{section}." for section in SECTIONS)):
+            raise UserError(f"{word}: a trained model's config is fixed but for {', '.join(SECTIONS)}")
+    system, mesh, model, first_stage = restore_for_sampling(values.workdir, values.step, overrides)
     labels = parse_labels(values.labels, values.num, system.facts.num_classes, values.seed)
     stream = SampleStream(system, mesh)
     batches = []

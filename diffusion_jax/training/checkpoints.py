@@ -4,7 +4,7 @@ import functools
 import pathlib
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 import flax
@@ -14,19 +14,19 @@ import orbax.checkpoint as ocp
 
 import diffusion_jax
 from diffusion_jax.errors import UserError
-from diffusion_jax.training.state import TrainState
 
 
 class Checkpoints:
     """The checkpoints of one run, under `WORKDIR/checkpoints/STEP`.
 
-    A checkpoint has the items `model`, `ema`, `optimizer` and `step`, which can be read one without the other, and
-    `metadata`. Orbax writes it under a temporary name and renames it when it is whole, so a half-written one is never
+    A checkpoint has the fields of `TrainState` as items, which can be read one without the other, and `metadata`. Orbax
+    writes it under a temporary name and renames it when it is whole, so a half-written one is never
     found.
 
     Args:
       workdir: the run's folder.
       keep: number of newest checkpoints to keep; None keeps all.
+      folder: name of the folder in `workdir`.
       keep_every: also keep every checkpoint whose step is a multiple of this; None keeps no others.
       read_only: only read; another process may be writing.
     """
@@ -35,11 +35,12 @@ class Checkpoints:
         self,
         workdir: str | pathlib.Path,
         *,
+        folder: str = "checkpoints",
         keep: int | None = None,
         keep_every: int | None = None,
         read_only: bool = False,
     ):
-        self.folder = pathlib.Path(workdir).absolute() / "checkpoints"
+        self.folder = pathlib.Path(workdir).absolute() / folder
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             keep_period=keep_every,
@@ -52,15 +53,18 @@ class Checkpoints:
         """The steps of all whole checkpoints, ascending."""
         return sorted(self.manager.all_steps())
 
-    def save(self, state: TrainState, metadata: dict[str, Any]) -> None:
-        """Starts writing a checkpoint of the state's step and returns once the arrays are copied.
+    def save(self, step: int, items: Mapping[str, Any], metadata: dict[str, Any]) -> None:
+        """Starts writing a checkpoint and returns once the arrays are copied; does nothing if the step is there.
 
         Args:
-          state: the state.
+          step: its step.
+          items: trees of arrays by name, such as the fields of a `TrainState`; empty ones are left out.
           metadata: anything JSON can hold; `versions()` belongs into it.
         """
-        items = {name: ocp.args.StandardSave({"value": value}) for name, value in state._asdict().items()}
-        self.manager.save(int(state.step), args=ocp.args.Composite(**items, metadata=ocp.args.JsonSave(metadata)))
+        if step in self.steps():
+            return
+        trees = {name: ocp.args.StandardSave({"value": tree}) for name, tree in items.items() if jax.tree.leaves(tree)}
+        self.manager.save(step, args=ocp.args.Composite(**trees, metadata=ocp.args.JsonSave(metadata)))
 
     def choose(self, step: str | int) -> int:
         """Turns "latest" or a step number into the step of an existing checkpoint.
@@ -70,7 +74,7 @@ class Checkpoints:
         """
         steps = self.steps()
         if not steps:
-            raise UserError(f"{self.folder.parent}: no whole checkpoint in checkpoints/; train there first")
+            raise UserError(f"{self.folder}: there is no whole checkpoint; train first")
         if step == "latest":
             return steps[-1]
         if not str(step).isdigit() or int(step) not in steps:
@@ -83,28 +87,28 @@ class Checkpoints:
         """What `save` was given as metadata."""
         return self.manager.restore(step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore()))["metadata"]
 
-    def restore(self, step: int, abstract: TrainState, items: Iterable[str] = TrainState._fields) -> TrainState:
-        """Reads a checkpoint onto whatever mesh the abstract state names.
+    def read(self, step: int, items: Mapping[str, Any]) -> dict[str, Any]:
+        """Reads items of a checkpoint onto whatever mesh the abstract arrays name.
 
         Args:
           step: step of an existing checkpoint.
-          abstract: a state of `jax.ShapeDtypeStruct`s with shardings.
-          items: the fields to read; the others come back as given.
+          items: name to a tree of `jax.ShapeDtypeStruct`s with shardings; empty trees come back as they are.
 
         Returns:
-          The state.
+          The trees by name.
 
         Raises:
           UserError: the checkpoint holds another model.
         """
-        wanted = {name: ocp.args.StandardRestore({"value": getattr(abstract, name)}) for name in items}
+        wanted = {
+            name: ocp.args.StandardRestore({"value": tree}) for name, tree in items.items() if jax.tree.leaves(tree)
+        }
         try:
             restored = self.manager.restore(step, args=ocp.args.Composite(**wanted))
-        except ValueError as error:
-            raise UserError(
-                f"{self.folder}/{step} does not fit this model: {' '.join(str(error).split())[:300]}"
-            ) from error
-        return abstract._replace(**{name: restored[name]["value"] for name in wanted})
+        except (KeyError, ValueError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(f"{self.folder / str(step)} does not fit this model: {reason}") from error
+        return {name: restored[name]["value"] if name in wanted else tree for name, tree in items.items()}
 
     def wait(self) -> None:
         """Returns once everything saved is on disk."""

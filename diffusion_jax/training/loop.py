@@ -30,9 +30,19 @@ from diffusion_jax.training.system import SCHEMA, DatasetFacts, System
 AHEAD = 2
 
 # Sections and keys that decide the numbers of a run; a run resumes only where they agree.
-IDENTITY_SECTIONS = ("conditioner", "autoencoder", "model", "path", "prediction", "loss", "optimizer")
+IDENTITY_SECTIONS = (
+    "conditioner",
+    "autoencoder",
+    "model",
+    "path",
+    "prediction",
+    "loss",
+    "timesteps",
+    "optimizer",
+    "ema",
+)
 IDENTITY_KEYS = {f"data.{key}" for key in ("name", "split", "image_size", "channels", "flip", "exif_orientation")}
-IDENTITY_KEYS |= {f"train.{key}" for key in ("batch_size", "seed", "ema_decay")}
+IDENTITY_KEYS |= {f"train.{key}" for key in ("batch_size", "seed", "ema_widths")}
 # Change memory or speed, not numbers.
 FREE_KEYS = ("model.remat",)
 
@@ -67,7 +77,7 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     if checkpoints.steps():
         step = checkpoints.choose("latest")
         check_same_run(config, checkpoints.metadata(step)["config"], workdir)
-        state = checkpoints.restore(step, abstract)
+        state = TrainState(**checkpoints.read(step, abstract._asdict()))
     else:
         step = 0
         state = new_state(system, optimizer, abstract)
@@ -135,6 +145,7 @@ class Loop:
         self.system, self.mesh, self.checkpoints = system, mesh, checkpoints
         self.metadata, self.workdir, self.learning_rate = metadata, workdir, learning_rate
         self.saved: int | None = None
+        self.snapshots = Checkpoints(workdir, folder="snapshots") if system.train.ema_widths else None
         self.stream = SampleStream(system, mesh) if system.train.sample_every else None
 
     def run(
@@ -192,8 +203,11 @@ class Loop:
                             writer.write(step, scalars)
                         pending = []
                     if saving or stopping:
-                        self.checkpoints.save(state, self.metadata)
+                        self.checkpoints.save(step, state._asdict(), self.metadata)
                         self.saved = step
+                    if self.snapshots and train.snapshot_every and (last or step % train.snapshot_every == 0):
+                        tracks = dict(zip(map(str, train.ema_widths), state.tracks, strict=True))
+                        self.snapshots.save(step, tracks, self.metadata)
                     if train.sample_every and self.stream and (last or step % train.sample_every == 0):
                         params = state.ema if self.system.sample.params == "ema" else state.model
                         draw_grid(
@@ -208,6 +222,8 @@ class Loop:
                     if reporting:
                         clock = time.perf_counter()
             self.checkpoints.close()
+            if self.snapshots:
+                self.snapshots.close()
         finally:
             reader.close()
             line.close()

@@ -1,7 +1,7 @@
 """Opening the checkpoint of a run in order to sample from it."""
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,35 +16,35 @@ from diffusion_jax.training.system import SCHEMA, DatasetFacts, System
 
 
 def restore_for_sampling(
-    workdir: str | pathlib.Path, step: str, changes: Mapping[str, Mapping[str, Any]], mesh: Mesh | None = None
+    workdir: str | pathlib.Path, step: str = "latest", overrides: Sequence[str] = (), mesh: Mesh | None = None
 ) -> tuple[System, Mesh, Any, Any]:
     """Reads the config and the weights of a checkpoint; neither the data nor the training mesh is needed.
 
     Args:
       workdir: the run's folder.
       step: "latest" or a step number.
-      changes: section to keys to values that replace the config's; None values change nothing.
+      overrides: `--config.section.key=value` arguments that change the stored config.
       mesh: where to put the weights; None takes all devices along "data".
 
     Returns:
       The system, the mesh, the backbone with the weights that `sample.params` names, and the first stage.
 
     Raises:
-      UserError: no such run or checkpoint, or a change that does not fit.
+      UserError: no such run or checkpoint, or an override that does not fit.
     """
     if not pathlib.Path(workdir, "checkpoints").is_dir():
         raise UserError(f"--workdir {workdir}: there is no run (no checkpoints folder in it)")
     checkpoints = Checkpoints(workdir, read_only=True)
     chosen = checkpoints.choose(step)
     stored = checkpoints.metadata(chosen)
-    config = config_lib.change(stored["config"], changes, SCHEMA)
+    config = config_lib.override(stored["config"], overrides, SCHEMA)
     data = stored["data"]
     system = System(config, DatasetFacts(data["num_classes"], tuple(data["class_names"]), data["identity"]))
     mesh = mesh or make_mesh(MeshConfig())
     optimizer, _ = system.build("optimizer")
     abstract = abstract_state(system, optimizer, mesh)
     field = "ema" if system.sample.params == "ema" else "model"
-    state = checkpoints.restore(chosen, abstract, [field])
+    model = checkpoints.read(chosen, {field: abstract.model})[field]
     checkpoints.close()
     first_stage = jax.device_put(system.load_first_stage(), replicated(mesh))
-    return system, mesh, getattr(state, field), first_stage
+    return system, mesh, model, first_stage

@@ -13,16 +13,26 @@ from diffusion_jax.training.system import System
 
 
 def init_state(system: System, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step; the EMA starts as a copy of the weights."""
+    """The state before the first step; averages start as copies of the weights."""
     model = system.init_model()
-    ema = jax.tree.map(jnp.copy, model)
-    return TrainState(jnp.zeros((), jnp.int32), model, ema, optimizer.init(model))
+
+    def copy() -> Any:
+        return jax.tree.map(jnp.copy, model)
+
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        model=model,
+        ema=copy(),
+        optimizer=optimizer.init(model),
+        tracks=tuple(copy() for _ in system.train.ema_widths),
+        timesteps=system.timesteps.init(system.path) if system.timesteps else None,
+    )
 
 
 def abstract_state(system: System, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """The state with a sharded `jax.ShapeDtypeStruct` for each array, by the partition rules of the backbone."""
     state = jax.eval_shape(lambda: init_state(system, optimizer))
-    shardings = make_shardings(state, system.abstract_model.partition_rules, mesh)
+    shardings = make_shardings(state, system.partition_rules, mesh)
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state, shardings
     )

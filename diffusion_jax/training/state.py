@@ -13,9 +13,13 @@ class TrainState(NamedTuple):
       model: the backbone's parameters, float32.
       ema: their running average.
       optimizer: the optimizer's state.
+      tracks: averages with power-function profiles, one for each of `train.ema_widths`.
+      timesteps: what the timestep sampler remembers; None for uniform draws.
     """
 
     step: jax.Array
     model: Any
     ema: Any
     optimizer: Any
+    tracks: tuple[Any, ...] = ()
+    timesteps: Any = None

@@ -60,41 +60,50 @@ def make_train_step(
     """
     train = system.train
 
-    def batch_loss(model: Any, first_stage: Any, batch: Batch, step: jax.Array) -> tuple[jax.Array, dict]:
-        index = batch["index"]
+    def batch_loss(model: Any, state: TrainState, first_stage: Any, batch: Batch) -> tuple[jax.Array, dict]:
+        index, step = batch["index"], state.step
         x0 = prepare(system, first_stage, batch, step, index)
         cond = system.conditioner(batch["label"])
         cond = system.conditioner.drop(cond, keys.purpose_key(train.seed, "label_drop", step), index)
-        per_sample, aux = system.training_loss(model, x0, cond, step, index)
+        per_sample, aux = system.training_loss(model, x0, cond, step, index, state.timesteps)
         return per_sample.mean(), {"loss": per_sample, **aux}
 
     gradient = jax.grad(batch_loss, has_aux=True)
 
-    def accumulate(model: Any, first_stage: Any, batch: Batch, step: jax.Array) -> tuple[Any, dict]:
+    def accumulate(state: TrainState, first_stage: Any, batch: Batch) -> tuple[Any, dict]:
         if train.microbatches == 1:
-            return gradient(model, first_stage, batch, step)
+            return gradient(state.model, state, first_stage, batch)
         micro = jax.tree.map(lambda rows: split_rows(rows, train.microbatches, mesh), batch)
 
         def body(total: Any, part: Batch) -> tuple[Any, dict]:
-            gradients, aux = gradient(model, first_stage, part, step)
+            gradients, aux = gradient(state.model, state, first_stage, part)
             return jax.tree.map(jnp.add, total, gradients), aux
 
-        total, aux = jax.lax.scan(body, jax.tree.map(jnp.zeros_like, model), micro)
+        total, aux = jax.lax.scan(body, jax.tree.map(jnp.zeros_like, state.model), micro)
         mean = jax.tree.map(lambda gradients: gradients / train.microbatches, total)
-        return mean, jax.tree.map(lambda rows: rows.reshape(-1), aux)  # [microbatches, B / microbatches] -> [B]
+        return mean, jax.tree.map(lambda rows: rows.T.reshape(-1), aux)  # [microbatches, B / microbatches] -> [B]
 
     def train_step(state: TrainState, first_stage: Any, batch: Batch) -> tuple[TrainState, Metrics]:
         batch = {**batch, "index": jnp.arange(batch["label"].shape[0])}
-        gradients, aux = accumulate(state.model, first_stage, batch, state.step)
+        gradients, aux = accumulate(state, first_stage, batch)
         updates, opt_state = optimizer.update(gradients, state.optimizer, state.model)
         model = optax.apply_updates(state.model, updates)
-        new_state = TrainState(
-            step=state.step + 1,
-            model=model,
-            ema=ema_update(state.ema, model, train.ema_decay),
-            optimizer=opt_state,
-        )
+        step = state.step + 1
         time = aux.pop("time")
+        timesteps = state.timesteps
+        if system.timesteps:
+            timesteps = system.timesteps.update(timesteps, time, aux.pop("unweighted"))
+        new_state = TrainState(
+            step=step,
+            model=model,
+            ema=ema_update(state.ema, model, system.ema.decay(step)),
+            optimizer=opt_state,
+            tracks=tuple(
+                ema_update(track, model, profile.decay(step))
+                for track, profile in zip(state.tracks, system.tracks, strict=True)
+            ),
+            timesteps=timesteps,
+        )
         bucket = jnp.clip((time * TIME_BUCKETS).astype(jnp.int32), 0, TIME_BUCKETS - 1)
         metrics = {name: values.mean() for name, values in aux.items()}
         metrics["grad_norm"] = optax.tree.norm(gradients)

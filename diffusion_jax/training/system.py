@@ -13,7 +13,8 @@ from diffusion_jax import keys
 from diffusion_jax.config import Schema
 from diffusion_jax.data import DataConfig, Source
 from diffusion_jax.diffusion.guidance import ClassifierFreeGuidance
-from diffusion_jax.diffusion.losses import LOSSES
+from diffusion_jax.diffusion.importance_sampling import LossHistory, LossSecondMoment
+from diffusion_jax.diffusion.losses import LOSSES, LearnedUncertainty
 from diffusion_jax.diffusion.paths import PATHS
 from diffusion_jax.diffusion.predictions import Prediction
 from diffusion_jax.diffusion.samplers import SAMPLERS
@@ -24,7 +25,19 @@ from diffusion_jax.models.dit import DiT
 from diffusion_jax.models.first_stage import FIRST_STAGES
 from diffusion_jax.parallel.mesh import MeshConfig
 from diffusion_jax.schema import Section
+from diffusion_jax.training.ema_profiles import EMA_PROFILES, EMAProfile, PowerEMA
 from diffusion_jax.training.optimizer import OPTIMIZERS
+
+
+def uniform() -> None:
+    """Leaves the draw of timesteps to the loss's own law."""
+
+
+TIMESTEPS: Mapping[str, Callable[..., LossSecondMoment | None]] = {
+    "uniform": uniform,
+    "loss_second_moment": LossSecondMoment,
+}
+"""Timestep samplers by the `name` of the config section `timesteps`."""
 
 GUIDANCES = {"cfg": ClassifierFreeGuidance}
 
@@ -41,7 +54,9 @@ class TrainConfig:
       batch_size: images per step, over all devices and processes.
       microbatches: parts that a batch is computed in, one after the other; changes memory, not numbers.
       seed: 0 ≤ seed < 2³²; decides everything random.
-      ema_decay: decay of the weight average per step.
+      ema_widths: relative widths σ_rel of further averages with power-function profiles, from snapshots of which
+        `diffusion-jax ema` makes an average of any width after the run; EDM2 takes (0.05, 0.10).
+      snapshot_every: steps between snapshots of those averages; None takes none.
       log_every: steps between lines in the log.
       save_every: steps between checkpoints; the last step is saved in any case.
       keep: newest checkpoints to keep.
@@ -53,7 +68,8 @@ class TrainConfig:
     batch_size: int
     microbatches: int = 1
     seed: int = 0
-    ema_decay: float = 0.9999
+    ema_widths: tuple[float, ...] = ()
+    snapshot_every: int | None = None
     log_every: int = 100
     save_every: int = 10_000
     keep: int = 2
@@ -64,7 +80,7 @@ class TrainConfig:
         for name in ("steps", "batch_size", "microbatches", "log_every", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name}={getattr(self, name)}: must be at least 1")
-        for name in ("keep_every", "sample_every"):
+        for name in ("keep_every", "sample_every", "snapshot_every"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"train.{name}={getattr(self, name)}: must be at least 1, or None for never")
         if self.keep_every is not None and self.keep_every % self.save_every:
@@ -73,8 +89,10 @@ class TrainConfig:
             )
         if not 0 <= self.seed < 2**32:
             raise UserError(f"train.seed={self.seed}: must be at least 0 and below 2³²")
-        if not 0 <= self.ema_decay <= 1:
-            raise UserError(f"train.ema_decay={self.ema_decay}: must lie in [0, 1]")
+        if bool(self.ema_widths) != (self.snapshot_every is not None):
+            raise UserError(
+                f"train.ema_widths={self.ema_widths}, train.snapshot_every={self.snapshot_every}: set both or neither"
+            )
         if self.batch_size % self.microbatches:
             raise UserError(
                 f"train.microbatches={self.microbatches} does not divide train.batch_size={self.batch_size}"
@@ -110,7 +128,9 @@ SCHEMA: Schema = {
     "path": Section(PATHS),
     "prediction": Section(Prediction),
     "loss": Section(LOSSES),
+    "timesteps": Section(TIMESTEPS),
     "optimizer": Section(OPTIMIZERS),
+    "ema": Section(EMA_PROFILES, frozenset({"batch_size"})),
     "train": Section(TrainConfig),
     "sampler": Section(SAMPLERS),
     "guidance": Section(GUIDANCES),
@@ -160,6 +180,14 @@ class System:
         self.prediction: Prediction = self.build("prediction")
         self.loss = self.build("loss")
         self.loss.check(self.path, self.prediction)
+        self.timesteps: LossSecondMoment | None = self.build("timesteps")
+        if self.timesteps and self.path.chain_length is None:
+            raise UserError(
+                f"timesteps '{config.timesteps.name}' counts losses by timestep; path '{config.path.name}' has none: "
+                "use a discrete path, or timesteps 'uniform'"
+            )
+        self.ema: EMAProfile = self.build("ema", batch_size=self.train.batch_size)
+        self.tracks = tuple(PowerEMA(sigma_rel=width) for width in self.train.ema_widths)
         self.conditioner = self.build("conditioner", num_classes=facts.num_classes)
         self.first_stage = self.build("autoencoder")
         missing = self.conditioner.provides - MODELS[config.model.name].conditions
@@ -180,10 +208,25 @@ class System:
 
     @cached_property
     def abstract_model(self) -> Any:
-        """The backbone with shapes in place of arrays."""
+        """What `init_model` gives, with shapes in place of arrays."""
         return jax.eval_shape(self.init_model)
 
+    @property
+    def partition_rules(self) -> Any:
+        """How the backbone's parameters split over the mesh."""
+        return MODELS[self.config.model.name].partition_rules
+
+    @cached_property
+    def macs(self) -> int:
+        """Multiply-adds of one forward pass of one image."""
+        return jax.eval_shape(self.init_backbone).macs()
+
     def init_model(self) -> Any:
+        """What is trained: the backbone, and with it what the loss learns for itself."""
+        backbone = self.init_backbone()
+        return LearnedUncertainty(backbone) if getattr(self.loss, "learned_uncertainty", False) else backbone
+
+    def init_backbone(self) -> Any:
         """The backbone at initialisation, a function of the config and `train.seed`."""
         return self.build(
             "model",
@@ -199,12 +242,30 @@ class System:
         return self.first_stage.build(load_first_stage, self.train.seed)
 
     def training_loss(
-        self, model: Callable, x0: jax.Array, cond: Any, step: jax.Array, index: jax.Array
+        self, model: Callable, x0: jax.Array, cond: Any, step: jax.Array, index: jax.Array, history: LossHistory | None
     ) -> tuple[jax.Array, Mapping[str, jax.Array]]:
-        """The loss of latents [B, h, w, c] under their conditions, [B], and the [B] diagnostics of the loss."""
+        """The loss of a batch.
+
+        Args:
+          model: the network.
+          x0: [B, h, w, c] latents.
+          cond: their conditions.
+          step: the training step.
+          index: [B] rows of the global batch.
+          history: what the timestep sampler remembers; None draws by the loss's own law.
+
+        Returns:
+          [B] losses, and the [B] diagnostics of the loss; with a timestep sampler also `unweighted`.
+        """
         key = keys.purpose_key(self.train.seed, "loss", step)
-        return self.loss(model, self.path, self.prediction, x0, cond, key, index)
+        if self.timesteps is None or history is None:
+            return self.loss(model, self.path, self.prediction, x0, cond, key, index)
+        time_key, noise_key = jax.random.split(key)
+        time, weight = self.timesteps.draw(history, time_key, index)
+        epsilon = keys.normal(noise_key, index, x0.shape[1:])  # [B, h, w, c]
+        loss, aux = self.loss.at(model, self.path, self.prediction, x0, cond, time, epsilon)
+        return weight * loss, {**aux, "unweighted": loss}
 
     def train_flops_per_image(self) -> float:
         """FLOPs of forward and backward pass through the backbone, per image; a multiply-add is two."""
-        return 3 * 2 * self.abstract_model.macs()
+        return 3 * 2 * self.macs

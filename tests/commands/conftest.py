@@ -52,13 +52,14 @@ class CommandLine:
         return losses
 
     @staticmethod
-    def wait_for_step(process: subprocess.Popen, workdir: pathlib.Path, step: int) -> None:
-        """Returns when the log of a running process has reached a step."""
-        log = workdir / "metrics.jsonl"
+    def wait_for_step(process: subprocess.Popen, workdir: pathlib.Path, step: int, checkpoint: bool) -> None:
+        """Returns when the log of a running process has reached a step and, if asked, a checkpoint is whole."""
+        log, checkpoints = workdir / "metrics.jsonl", workdir / "checkpoints"
         deadline = time.monotonic() + 300
         while time.monotonic() < deadline:
             assert process.poll() is None, process.stderr.read()
-            if log.exists() and log.read_text().count("\n") >= step:
+            saved = checkpoints.exists() and any(path.name.isdigit() for path in checkpoints.iterdir())
+            if log.exists() and log.read_text().count("\n") >= step and (saved or not checkpoint):
                 return
             time.sleep(0.02)
         raise TimeoutError(f"{workdir} did not reach step {step}")

@@ -62,6 +62,8 @@ def test_a_sample_depends_on_seed_and_number_alone(command_line, run, samples, t
         ("--sampler=euler_maruyama", "--steps=4"),
         ("--step=1", "--labels=uniform", "--cfg-scale", "4"),
         ("--params=ema", "--labels=0-9"),
+        ("--sampler=dpm_solver_multistep", "--steps=3", "--config.sampler.solver_order=3"),
+        ("--config.guidance.interval=(0.5, 2.0)", "--config.guidance.rescale=0.7"),
     ],
 )
 def test_what_is_asked_for_changes_the_samples(command_line, run, samples, tmp_path, arguments):
@@ -73,6 +75,8 @@ def test_what_is_asked_for_changes_the_samples(command_line, run, samples, tmp_p
     ("arguments", "message"),
     [
         (["--sampler=dim"], "did you mean 'ddim'"),
+        (["--config.model.depth=3"], "a trained model's config is fixed but for sampler, guidance, sample"),
+        (["--config.sampler.ets=1"], "sampler 'ddim' has no key 'ets'; did you mean 'eta'?"),
         (["--labels=0-12"], "this model's classes are 0 to 9"),
         (["--step=17"], "there are 1, 2"),
         (["--steps=2000", "--sampler=ddpm"], "2000"),

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from diffusion_jax import __main__
+from diffusion_jax.diffusion.samplers import SAMPLERS
 from diffusion_jax.errors import UserError
 
-STEPS = 24
+STEPS = 60
 CONFIG = ("--config=configs/digits.py:smoke", f"--config.train.steps={STEPS}", "--config.train.sample_every=None")
 CONFIG += ("--config.train.save_every=4", "--config.train.keep=3", "--config.data.flip=true")
 
@@ -30,7 +31,7 @@ def assert_same_losses(ours, want):
 
 
 def test_a_run_leaves_what_its_help_promises(unbroken):
-    assert sorted(int(path.name) for path in (unbroken / "checkpoints").iterdir()) == [16, 20, 24]
+    assert sorted(int(path.name) for path in (unbroken / "checkpoints").iterdir()) == [52, 56, 60]
     assert json.loads((unbroken / "config.json").read_text())["train"]["steps"] == STEPS
     last = json.loads((unbroken / "metrics.jsonl").read_text().splitlines()[-1])
     assert last.keys() >= {"loss", "mse", "grad_norm", "learning_rate", "images_per_second", "mfu", "bad_images"}
@@ -43,9 +44,9 @@ def test_a_run_leaves_what_its_help_promises(unbroken):
     ids=["same", "other"],
 )
 def test_killed_and_resumed_equals_unbroken(command_line, unbroken, tmp_path, other_mesh):
-    step = random.randint(5, STEPS - 4)
+    step = random.randint(5, STEPS // 2)
     process = command_line.start("train", *CONFIG, f"--workdir={tmp_path}", devices=8)
-    command_line.wait_for_step(process, tmp_path, step)
+    command_line.wait_for_step(process, tmp_path, step, checkpoint=True)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
@@ -58,7 +59,7 @@ def test_killed_and_resumed_equals_unbroken(command_line, unbroken, tmp_path, ot
 def test_a_signal_saves_and_the_same_command_resumes(command_line, unbroken, tmp_path, number):
     endless = (*CONFIG, "--config.train.save_every=1000000")
     process = command_line.start("train", *endless, f"--workdir={tmp_path}")
-    command_line.wait_for_step(process, tmp_path, 3)
+    command_line.wait_for_step(process, tmp_path, 3, checkpoint=False)
     process.send_signal(number)
     _, error = process.communicate(timeout=120)
     assert process.returncode == 0, error
@@ -77,7 +78,7 @@ def test_two_processes_of_four_devices_equal_one_of_eight(command_line, unbroken
             "train",
             *CONFIG,
             "--config.mesh.fsdp=2",
-            "--config.train.sample_every=24",
+            "--config.train.sample_every=60",
             f"--workdir={tmp_path}",
             f"--coordinator=localhost:{port}",
             "--num-processes=2",
@@ -90,7 +91,7 @@ def test_two_processes_of_four_devices_equal_one_of_eight(command_line, unbroken
         _, error = process.communicate(timeout=400)
         assert process.returncode == 0, error
     assert_same_losses(command_line.losses(tmp_path), command_line.losses(unbroken))
-    assert (tmp_path / "samples" / "00000024.png").exists()
+    assert (tmp_path / "samples" / "00000060.png").exists()
 
 
 @pytest.mark.parametrize(
@@ -147,10 +148,17 @@ def test_print_config_shows_the_resolved_config(command_line):
 
 def test_help_of_every_command(command_line):
     out, _ = command_line.run("--help")
-    for name in ("train", "sample", "evaluate"):
+    for name in __main__.COMMANDS:
         assert name in out
         text, _ = command_line.run(name, "--help")
         assert f"diffusion-jax {name}" in text and "--" in text
+
+
+def test_every_sampler_is_listed_with_its_options(command_line):
+    out, _ = command_line.run("samplers")
+    for name, sampler in SAMPLERS.items():
+        assert any(line.startswith(f"{name} ") and sampler.order in line for line in out.splitlines())
+    assert "eta=0.0" in out and "solver_order=2" in out
 
 
 def test_unknown_commands_are_named(command_line):

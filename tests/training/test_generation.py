@@ -45,6 +45,8 @@ def system():
         "path": {"name": "ddpm"},
         "prediction": {"kind": "epsilon"},
         "loss": {"name": "simple"},
+        "ema": {"name": "constant", "max_decay": 0.9},
+        "timesteps": {"name": "uniform"},
         "optimizer": {"name": "adamw"},
         "train": {"steps": 1, "batch_size": 8},
         "sampler": {"name": "ddim", "steps": 3, "eta": 1.0},

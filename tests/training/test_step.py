@@ -88,8 +88,10 @@ def make_system(**train):
         "path": {"name": "ddpm"},
         "prediction": {"kind": "epsilon", "variance": "learned_range"},
         "loss": {"name": "hybrid"},
+        "ema": {"name": "constant", "max_decay": 0.9},
+        "timesteps": {"name": "uniform"},
         "optimizer": {"name": "adamw", "lr": 1e-3, "clip_norm": 1.0},
-        "train": {"steps": STEPS, "batch_size": 32, "ema_decay": 0.9, "seed": 3, **train},
+        "train": {"steps": STEPS, "batch_size": 32, "seed": 3, **train},
         "sampler": {"name": "ddpm", "steps": 4},
         "guidance": {"name": "cfg", "cfg_scale": 2.0},
     }

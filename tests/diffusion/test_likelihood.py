@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.diffusion.likelihood import bits_per_dim, bound_terms, log_likelihood, variational_bound
-from diffusion_jax.diffusion.paths import DiscretePath, LinearPath, VPPath
+from diffusion_jax.diffusion.paths import DiscretePath, LinearPath, VEPath, VPPath
 from diffusion_jax.diffusion.predictions import Prediction
 
 
@@ -50,7 +50,7 @@ def test_bound_depends_on_the_sample_alone(kit):
     np.testing.assert_allclose(whole.total, whole.prior + whole.vb.sum(axis=1), rtol=1e-6)
 
 
-@pytest.mark.parametrize("path", [VPPath(), LinearPath(time_min=1e-3)])
+@pytest.mark.parametrize("path", [VPPath(), LinearPath(time_min=1e-3), VEPath(kappa_max=200.0)])
 def test_exact_gaussian_log_density(kit, path):
     """Data N(0.5, 0.25²): the density with the noise of time_min is known."""
     with jax.enable_x64(True):
@@ -65,11 +65,11 @@ def test_exact_gaussian_log_density(kit, path):
         variance = (point.alpha * 0.25) ** 2 + point.sigma**2
         residual = np.asarray(x) - point.alpha * 0.5
         expected = np.sum(-0.5 * residual**2 / variance - 0.5 * np.log(2 * np.pi * variance), axis=(1, 2, 3))
-        # The estimate takes N(0, 1) for the law at t = 1, where the VP path keeps a trace of the data.
-        end = path.point(np.float64(1.0))
-        spread = (end.alpha * 0.25) ** 2 + end.sigma**2
+        # The estimate takes pure noise for the law at t = 1, where a path may keep a trace of the data.
+        end, prior = path.point(np.float64(1.0)), path.prior_std(1.0)
+        spread = ((end.alpha * 0.25) ** 2 + end.sigma**2) / prior**2
         there = residual * np.sqrt(spread / variance)
-        trace = -0.5 * (end.alpha * 0.5 + there) ** 2 + 0.5 * there**2 / spread + 0.5 * np.log(spread)
+        trace = -0.5 * (end.alpha * 0.5 / prior + there) ** 2 + 0.5 * there**2 / spread + 0.5 * np.log(spread)
         np.testing.assert_allclose(found, expected + np.sum(trace, axis=(1, 2, 3)), atol=1e-4)
 
 

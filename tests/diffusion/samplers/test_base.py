@@ -6,9 +6,20 @@ import numpy as np
 import pytest
 
 from diffusion_jax.diffusion.denoiser import conditional, denoiser
-from diffusion_jax.diffusion.paths import PATHS, DiscretePath, LinearPath, VEPath
+from diffusion_jax.diffusion.paths import PATHS, DiscretePath, LinearPath, VEPath, VPPath
 from diffusion_jax.diffusion.predictions import Prediction
-from diffusion_jax.diffusion.samplers import DDIM, SAMPLERS, check_sampling, initial_noise, sample
+from diffusion_jax.diffusion.samplers import (
+    DDIM,
+    EDM,
+    PLMS,
+    SAMPLERS,
+    DPMSolver,
+    InterpolantSDE,
+    ProbabilityFlow,
+    check_sampling,
+    initial_noise,
+    sample,
+)
 from diffusion_jax.errors import UserError
 
 
@@ -35,7 +46,12 @@ def drawing(name):
     return draw
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+# One sampler of each kind of loop in every run of the tests, the others in `make test-slow`.
+QUICK = ("ddpm", "euler_maruyama", "unipc", "predictor_corrector", "rk45", "adaptive_dpm_solver")
+SELECTED = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in SAMPLERS]
+
+
+@pytest.mark.parametrize("name", SELECTED)
 def test_sample_depends_on_its_index_alone(name):
     draw = drawing(name)
     whole, other = (np.asarray(draw(jnp.array(index))) for index in ([0, 1, 2, 3], [6, 3, 5, 1]))
@@ -85,6 +101,28 @@ def test_sharded_batch_gives_the_same_samples():
     x, index = jax.random.normal(jax.random.key(1), (8, 2, 2, 1)), jnp.arange(8)
     single, sharded = draw(x, index), draw(jax.device_put(x, rows), jax.device_put(index, rows))
     np.testing.assert_array_equal(np.asarray(single), np.asarray(sharded))
+
+
+@pytest.mark.parametrize(
+    ("sampler", "stages"),
+    [
+        (ProbabilityFlow(steps=6, method="heun", final="none"), [2] * 6),
+        (ProbabilityFlow(steps=6, method="rk4", final="none"), [4] * 6),
+        (DPMSolver(steps=6, solver_order=2), [2] * 5 + [1]),
+        (DPMSolver(steps=6, solver_order=3), [3] * 5 + [1]),
+        (EDM(steps=6), [2] * 5 + [1]),
+        (InterpolantSDE(steps=6, method="heun"), [2] * 5 + [1]),
+        (PLMS(steps=6), [2] + [1] * 5),
+        (PLMS(steps=6, warmup="runge_kutta"), [4] * 3 + [1] * 3),
+    ],
+)
+def test_inner_stages_know_where_their_step_began(sampler, stages):
+    """So that a guidance interval falls on whole steps."""
+    path = VPPath()
+    times = sampler.times(path)
+    plan = sampler.plan(path, times)
+    starts = [path.point(np.float64(time)).kappa for time in times[: len(stages)]]
+    np.testing.assert_allclose(plan.point.step_kappa, np.repeat(starts, stages), rtol=1e-9)
 
 
 def test_prior_scale():

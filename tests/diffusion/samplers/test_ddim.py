@@ -8,7 +8,7 @@ from diffusion_jax.diffusion.denoiser import denoiser
 from diffusion_jax.diffusion.guidance import ClassifierFreeGuidance
 from diffusion_jax.diffusion.paths import DiscretePath, VPPath
 from diffusion_jax.diffusion.predictions import Prediction
-from diffusion_jax.diffusion.samplers import DDIM, DDPM
+from diffusion_jax.diffusion.samplers import DDIM, DDPM, DDIMInversion
 from diffusion_jax.diffusion.transforms import clip
 from diffusion_jax.errors import UserError
 
@@ -124,7 +124,60 @@ def test_latent_diffusion_sampler(golden, kit, name, steps):
     np.testing.assert_allclose(found, kit.to_nhwc(data[prefix + "x"])[1:], rtol=0, atol=1e-8)
 
 
+def test_temperature_scales_the_fresh_noise(kit):
+    path, rng = DiscretePath(), np.random.default_rng(0)
+    x, noise = rng.normal(size=(2, 2, 2, 1)), rng.normal(size=(5, 2, 2, 2, 1))
+    cold, plain = DDIM(steps=5, eta=0.8, temperature=0.5), DDIM(steps=5, eta=0.8)
+    found = kit.walk(cold, path, kit.gaussian(), x, noise)
+    np.testing.assert_allclose(found, kit.walk(plain, path, kit.gaussian(), x, 0.5 * noise), rtol=1e-12)
+
+
+def test_inversion_encodes_what_ddim_decodes(kit):
+    """Data to noise and back; each step uses the ᾱ of the next timestep."""
+    path, rng = DiscretePath(), np.random.default_rng(0)
+    data = 0.5 + 0.25 * rng.normal(size=(4, 2, 2, 1))
+    encoder, decoder = DDIMInversion(steps=500), DDIM(steps=500, grid="linspace", final="none")
+    np.testing.assert_allclose(encoder.times(path), decoder.times(path)[::-1])
+    noise = kit.walk(encoder, path, kit.gaussian(), data)[-1]
+    np.testing.assert_allclose(kit.walk(decoder, path, kit.gaussian(), noise)[-1], data, atol=2e-2)
+    assert abs(noise.std() - 1) < 0.3
+
+
+@pytest.mark.parametrize("clipped", [0, 1])
+@pytest.mark.parametrize(
+    "name", ["learned_range", "learned_range_respaced", "fixed_large", "fixed_small_xstart_cosine"]
+)
+def test_single_steps_of_the_reference(golden, kit, name, clipped):
+    """One step down with η = 0 and 1, and one step up, at t = 0, 1, 5 and the last."""
+    data = golden("gd_steps")
+    case = next(case for case in data["config"]["cases"] if case["name"] == name)
+    schedule = {"linear": "linear", "squaredcos_cap_v2": "cosine"}[case["noise_schedule"]]
+    path = DiscretePath(schedule=schedule, respacing=case["timestep_respacing"])
+    prediction = Prediction(
+        "x0" if case["predict_xstart"] else "epsilon", "learned_range" if case["learn_sigma"] else "fixed_small"
+    )
+    denoise = kit.golden_denoise(data["config"], prediction, clipped)
+    x, noise = kit.to_nhwc(data["in/x"]), kit.to_nhwc(data["in/noise"])
+    for b, t in enumerate(np.array(data["config"]["t"]) % path.chain_length):
+        down = np.array([t + 1, t]) / path.chain_length
+        prefix = f"out/{name}/clip{clipped}/"
+        for eta in (0.0, 1.0):
+            found = kit.walk(DDIM(eta=eta), path, denoise, x[b : b + 1], noise[None, b : b + 1], times=down)[0]
+            expected = kit.to_nhwc(data[f"{prefix}ddim_sample/eta{eta}"])[b : b + 1]
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-8 + 1e-11 * np.abs(expected).max())
+        if t < path.chain_length - 1:
+            up = np.array([t + 1, t + 2]) / path.chain_length
+            found = kit.walk(DDIMInversion(), path, denoise, x[b : b + 1], times=up)[0]
+        else:  # beyond the last timestep the reference takes ᾱ = 0, where ε̂ is all that is left
+            with jax.enable_x64(True):
+                found = denoise(jax.numpy.asarray(x[b : b + 1]), path.point(down[0])).epsilon
+        expected = kit.to_nhwc(data[prefix + "ddim_reverse_sample"])[b : b + 1]
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-8 + 1e-11 * np.abs(expected).max())
+
+
 def test_bad_requests():
+    with pytest.raises(UserError, match="final must be 'none'"):
+        DDIMInversion(final="data").times(DiscretePath())
     with pytest.raises(UserError, match="eta must lie in"):
         DDIM(eta=1.5)
     with pytest.raises(UserError, match="path 'vp' is continuous"):

@@ -57,6 +57,13 @@ def test_every_path_is_the_same_in_its_scaled_coordinates(kit, path):
     np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
+def test_a_chain_has_no_noise_to_churn_to_beyond_its_last_timestep():
+    sampler, path = EDM(steps=5, s_churn=2.0), DiscretePath(schedule="scaled_linear")
+    plan = sampler.plan(path, sampler.times(path))
+    assert plan.noise_before[0] == 0 and np.all(plan.noise_before[2:-1:2] > 0)
+    np.testing.assert_allclose(plan.point.timestep[0], 999)
+
+
 def test_euler_is_ddim(kit):
     path, start = VPPath(), np.linspace(-2, 2, 5).reshape(5, 1, 1, 1)
     edm = kit.walk(EDM(steps=10, method="euler"), path, kit.mixture, start)

@@ -40,3 +40,13 @@ def test_models_of_discrete_time(kit):
     continuous = kit.gaussian_moments(sampler, VPPath(), kit.gaussian())
     np.testing.assert_allclose(discrete, continuous, atol=1.5e-3)
     np.testing.assert_allclose(discrete, [0.5, 0.25], atol=1.5e-3)
+
+
+def test_step_of_the_reference_code():
+    """Score-SDE's grid of N points from 1 to t_end with steps of 1/N."""
+    path = VPPath()
+    sampler = EulerMaruyama(steps=10, final="none", reference_step=True)
+    plan, consistent = (s.plan(path, s.times(path)) for s in (sampler, EulerMaruyama(steps=10, final="none")))
+    np.testing.assert_allclose(plan.x[:, 2], -0.1)
+    np.testing.assert_allclose(consistent.x[:, 2], -0.0999)
+    np.testing.assert_allclose(plan.x[:, 0], 1 - 0.1 * plan.point.drift)

@@ -52,6 +52,15 @@ def test_probability_flow_euler_on_the_vp_path(kit):
         np.testing.assert_allclose(kit.gaussian_moments(sampler, VPPath(), kit.gaussian())[1], std, rtol=0, atol=6e-6)
 
 
+@pytest.mark.parametrize(("method", "calls"), [("heun", 2), ("rk4", 4)])
+def test_last_step_to_the_data_of_a_vp_path_is_euler(kit, method, calls):
+    sampler = ProbabilityFlow(steps=40, method=method)
+    vp, linear = (sampler.checked_plan(path, sampler.times(path)) for path in (VPPath(), LinearPath()))
+    assert (len(vp.x), len(linear.x)) == (39 * calls + 1, 40 * calls)
+    # The step covers what is left of the noise at t = 1e-3.
+    np.testing.assert_allclose(kit.gaussian_moments(sampler, VPPath(), kit.gaussian()), [0.4992, 0.25], atol=3e-3)
+
+
 @pytest.mark.parametrize(("size", "steps", "std"), [(0.04, 250, 0.240055), (0.001, 250, 0.24969)])
 def test_last_step_of_the_sde_leaves_a_bias(kit, size, steps, std):
     sampler = InterpolantSDE(steps=steps, diffusion="linear", last_step_size=size)

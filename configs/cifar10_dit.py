@@ -41,7 +41,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
         },
         "sampler": {"name": "ddpm", "steps": 250},
         "guidance": {"name": "cfg", "cfg_scale": 1.0},
-        "sample": {"clip": True, "batch_size": 512},
+        "sample": {"transform": "clip", "batch_size": 512},
     }
     if "smoke" in words:
         config["data"] |= {"name": "digits", "image_size": 8}

@@ -33,7 +33,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
         "sampler": {"name": "ddim", "steps": 50},
         # Guiding at middle noise levels only keeps the variety of the digits (arXiv 2404.07724).
         "guidance": {"name": "cfg", "cfg_scale": 2.0, "interval": (0.3, 1.0)},
-        "sample": {"clip": True, "batch_size": 250},
+        "sample": {"transform": "clip", "batch_size": 250},
     }
     if "smoke" in words:
         config["model"] |= {"depth": 2, "width": 32, "heads": 2}

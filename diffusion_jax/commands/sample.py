@@ -12,10 +12,15 @@ Everything that the run's config says of sampling can be overridden, for example
 """
 
 import pathlib
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from diffusion_jax.commands.flags import define_process_flags, start_process
+
+if TYPE_CHECKING:
+    from diffusion_jax.training.generation import Guide
+    from diffusion_jax.training.system import System
 
 GRID = 100
 SECTIONS = ("sampler", "guidance", "sample")
@@ -37,6 +42,9 @@ def define_flags(values: flags.FlagValues) -> None:
     number("batch_size", None, "Images at once; by default the config's.", lower_bound=1, flag_values=values)
     flags.DEFINE_bool("overwrite", False, "Replace samples already in --out.", flag_values=values)
     flags.DEFINE_list("overrides", [], "Filled with the --config.… arguments.", flag_values=values)
+    text("guide_workdir", None, "A weaker run of the same kind for autoguidance.", flag_values=values)
+    text("guide_step", "latest", "Its checkpoint's step.", flag_values=values)
+    real("guide_scale", 2.0, "Autoguidance scale, 1 for none.", flag_values=values)
     define_process_flags(values)
     flags.mark_flags_as_required(["workdir", "out", "num"], flag_values=values)
 
@@ -70,7 +78,7 @@ def run(values: flags.FlagValues) -> None:
             raise UserError(f"{word}: a trained model's config is fixed but for {', '.join(SECTIONS)}")
     system, mesh, model, first_stage = restore_for_sampling(values.workdir, values.step, overrides)
     labels = parse_labels(values.labels, values.num, system.facts.num_classes, values.seed)
-    stream = SampleStream(system, mesh)
+    stream = SampleStream(system, mesh, open_guide(values, system))
     batches = []
     for images in stream(model, first_stage, labels, values.seed):
         batches.append(images)
@@ -85,3 +93,22 @@ def run(values: flags.FlagValues) -> None:
         captions = [system.facts.class_names[label] for label in labels[:GRID]]
         save(grid(images[:GRID], captions, columns=10), out / "samples.png")
         print(f"{archive}\n{out / 'samples.png'}")
+
+
+def open_guide(values: flags.FlagValues, system: "System") -> "Guide | None":
+    """Opens the run that --guide-workdir names."""
+    from diffusion_jax.diffusion.guidance import Autoguidance
+    from diffusion_jax.errors import UserError
+    from diffusion_jax.training.generation import Guide
+    from diffusion_jax.training.restore import restore_for_sampling
+
+    if values.guide_workdir is None:
+        return None
+    weak, _, model, _ = restore_for_sampling(values.guide_workdir, values.guide_step)
+    for part in ("path", "prediction", "latent_shape", "conditioner"):
+        if getattr(weak, part) != getattr(system, part):
+            raise UserError(
+                f"--guide-workdir {values.guide_workdir}: its {part} is {getattr(weak, part)}, which cannot guide "
+                f"{getattr(system, part)}"
+            )
+    return Guide(model, Autoguidance(scale=values.guide_scale))

@@ -2,7 +2,7 @@
 
 import pathlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from diffusion_jax import keys
-from diffusion_jax.diffusion.denoiser import clip, denoiser
+from diffusion_jax.diffusion.denoiser import conditional, denoiser
+from diffusion_jax.diffusion.guidance import Autoguidance
 from diffusion_jax.diffusion.samplers import initial_noise, sample
 from diffusion_jax.errors import UserError
 from diffusion_jax.parallel import processes
@@ -22,27 +23,43 @@ from diffusion_jax.training.system import System
 LABELINGS = ("uniform", "balanced")
 
 
-def make_sample_function(system: System, sampler: Any, guidance: Any) -> Callable[..., jax.Array]:
+class Guide(NamedTuple):
+    """A weaker network for autoguidance (Karras et al. 2024).
+
+    Attributes:
+      model: the network, of the same path, prediction and latents as the one it guides.
+      combine: the combination of the two.
+    """
+
+    model: Any
+    combine: Autoguidance
+
+
+def make_sample_function(
+    system: System, sampler: Any, guidance: Any, autoguidance: Autoguidance | None
+) -> Callable[..., jax.Array]:
     """Builds the program that draws one batch; the caller compiles it.
 
     Args:
       system: the run's parts.
       sampler: the walk, from `SAMPLERS`.
       guidance: how conditional and unconditional calls combine.
+      autoguidance: how a weaker network joins them, or None.
 
     Returns:
-      A function (model, first_stage, label [B] int32, index [B] int32, seed) → [B, H, W, C] uint8, in which image b
-      depends on (model, label[b], seed, index[b]) alone.
+      A function (model, weaker model or None, first_stage, label [B] int32, index [B] int32, seed) → [B, H, W, C]
+      uint8, in which image b depends on (the models, label[b], seed, index[b]) alone.
     """
     conditioner = system.conditioner
-    transforms = (clip,) if system.sample.clip else ()
 
-    def draw(model: Any, first_stage: Any, label: jax.Array, index: jax.Array, seed: jax.Array) -> jax.Array:
-        null = conditioner.null(label.shape[0]) if conditioner.has_null else None
-        guided = guidance(model, conditioner(label), null)
+    def draw(model: Any, weak: Any, first_stage: Any, label: jax.Array, index: jax.Array, seed: jax.Array) -> jax.Array:
+        cond = conditioner(label)
+        guided = guidance(model, cond, conditioner.null(label.shape[0]) if conditioner.has_null else None)
+        if autoguidance is not None:
+            guided = autoguidance(guided, conditional(weak, cond))
         start = keys.purpose_key(seed, "sample_start")
         x = initial_noise(sampler, system.path, start, index, system.latent_shape)  # [B, h, w, c]
-        denoise = denoiser(guided, system.prediction, transforms)
+        denoise = denoiser(guided, system.prediction, system.sample.transforms)
         latents = sample(sampler, system.path, denoise, x, keys.purpose_key(seed, "sample_noise"), index)
         return to_uint8(first_stage.decode(latents))  # [B, H, W, C]
 
@@ -55,20 +72,20 @@ class SampleStream:
     Args:
       system: the run's parts.
       mesh: the mesh; each batch is split over its batch axes.
-      sampler: the walk; None takes the config's.
-      guidance: the guidance; None takes the config's.
-      batch_size: images at once; rounded up to what the mesh divides.
+      guide: a weaker network to guide by, or None.
+
+    Raises:
+      UserError: a sampler or guidance that does not fit the model.
     """
 
-    def __init__(
-        self, system: System, mesh: Mesh, sampler: Any = None, guidance: Any = None, batch_size: int | None = None
-    ):
+    def __init__(self, system: System, mesh: Mesh, guide: Guide | None = None):
         self.mesh = mesh
+        self.weak = guide.model if guide else None
         parts = batch_parts(mesh)
-        self.batch_size = -(-(batch_size or system.sample.batch_size) // parts) * parts
-        function = make_sample_function(
-            system, sampler or system.build("sampler"), guidance or system.build("guidance")
-        )
+        # Rounded up to what the mesh divides.
+        self.batch_size = -(-system.sample.batch_size // parts) * parts
+        sampler, guidance = system.build("sampler"), system.build("guidance")
+        function = make_sample_function(system, sampler, guidance, guide.combine if guide else None)
         self.draw = jax.jit(function, out_shardings=replicated(mesh))
 
     def __call__(self, model: Any, first_stage: Any, labels: np.ndarray, seed: int) -> Iterator[np.ndarray]:
@@ -90,7 +107,7 @@ class SampleStream:
             label = np.asarray(labels, np.int32)[np.minimum(index, len(labels) - 1)]
             batch = to_global(self.mesh, self.batch_size, {"label": label[rows], "index": index[rows]})
             with jax.set_mesh(self.mesh):
-                images = self.draw(model, first_stage, batch["label"], batch["index"], jnp.uint32(seed))
+                images = self.draw(model, self.weak, first_stage, batch["label"], batch["index"], jnp.uint32(seed))
             yield np.asarray(images.addressable_data(0))[: len(labels) - first]
 
 

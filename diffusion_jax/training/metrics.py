@@ -29,7 +29,7 @@ class MetricWriter:
             write_atomically(path, "".join(lines).encode())
         self.file = open(path, "a", buffering=1)  # noqa: SIM115 (closed by close)
         self.tensorboard = None
-        if importlib.util.find_spec("tensorflow"):
+        if importlib.util.find_spec("tensorflow") and importlib.util.find_spec("tensorboard"):
             from clu import metric_writers
 
             self.tensorboard = metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(workdir / "tensorboard")))

@@ -18,6 +18,7 @@ from diffusion_jax.diffusion.losses import LOSSES, LearnedUncertainty
 from diffusion_jax.diffusion.paths import PATHS
 from diffusion_jax.diffusion.predictions import Prediction
 from diffusion_jax.diffusion.samplers import SAMPLERS
+from diffusion_jax.diffusion.transforms import Transform, clip, dynamic_threshold
 from diffusion_jax.errors import UserError
 from diffusion_jax.interop.autoencoder import load_first_stage
 from diffusion_jax.models.conditioner import CONDITIONERS
@@ -107,17 +108,27 @@ class SampleConfig:
       params: "ema" (what papers report) or "raw" weights.
       batch_size: images drawn at once, over all devices; a matter of memory and speed only.
       grid: number of images in the grids drawn during training.
-      clip: clip the predicted data to [−1, 1] at every step; right for pixels, wrong for latents.
+      transform: correction of the predicted data at every step: "clip" to [−1, 1], or "dynamic_threshold" (Imagen);
+        both are right for pixels and wrong for latents.
+      quantile: share of the entries that dynamic thresholding keeps.
     """
 
     params: Literal["ema", "raw"] = "ema"
     batch_size: int = 64
     grid: int = 40
-    clip: bool = False
+    transform: Literal["none", "clip", "dynamic_threshold"] = "none"
+    quantile: float = 0.995
 
     def __post_init__(self):
+        dynamic_threshold(self.quantile)
         if self.batch_size < 1 or self.grid < 1:
             raise UserError(f"sample.batch_size={self.batch_size} and sample.grid={self.grid} must be at least 1")
+
+    @property
+    def transforms(self) -> tuple[Transform, ...]:
+        """The corrections, as `diffusion.denoiser` takes them."""
+        named = {"none": (), "clip": (clip,), "dynamic_threshold": (dynamic_threshold(self.quantile),)}
+        return named[self.transform]
 
 
 SCHEMA: Schema = {

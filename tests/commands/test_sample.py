@@ -74,6 +74,7 @@ def test_what_is_asked_for_changes_the_samples(command_line, run, samples, tmp_p
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--guide-workdir=/nowhere"], "there is no run"),
         (["--sampler=dim"], "did you mean 'ddim'"),
         (["--config.model.depth=3"], "a trained model's config is fixed but for sampler, guidance, sample"),
         (["--config.sampler.ets=1"], "sampler 'ddim' has no key 'ets'; did you mean 'eta'?"),
@@ -94,6 +95,15 @@ def test_nothing_is_overwritten_silently(command_line, run, samples, tmp_path):
     assert "samples.npz is already there" in error
     _, error = draw(command_line, tmp_path, tmp_path / "out", "--num=1", status=2)
     assert "there is no run" in error
+
+
+def test_a_weaker_run_can_guide(command_line, run, samples, tmp_path):
+    same = ("--num=4", "--labels=3,3,7", "--seed=5", "--params=raw")
+    weaker = (f"--guide-workdir={run}", "--guide-step=1")
+    draw(command_line, run, tmp_path / "off", *same, *weaker, "--guide-scale=1")
+    assert np.abs(load(tmp_path / "off")[0].astype(int) - load(samples)[0][:4]).max() <= 1
+    draw(command_line, run, tmp_path / "on", *same, *weaker, "--guide-scale=30")
+    assert np.abs(load(tmp_path / "on")[0].astype(int) - load(samples)[0][:4]).max() > 1
 
 
 def test_samples_can_be_scored(command_line, samples, tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from diffusion_jax.config import complete
+from diffusion_jax.config import complete, override
 from diffusion_jax.diffusion.guidance import ClassifierFreeGuidance
 from diffusion_jax.diffusion.paths import DiscretePath
 from diffusion_jax.errors import UserError
@@ -51,7 +51,7 @@ def system():
         "train": {"steps": 1, "batch_size": 8},
         "sampler": {"name": "ddim", "steps": 3, "eta": 1.0},
         "guidance": {"name": "cfg", "cfg_scale": 1.5},
-        "sample": {"batch_size": 8, "clip": True},
+        "sample": {"batch_size": 8, "transform": "clip"},
     }
     return System(complete(config, SCHEMA), DatasetFacts(10, tuple("0123456789"), "none"))
 
@@ -66,7 +66,10 @@ def model(system):
 
 
 def draw(system, model, mesh, num=11, batch_size=8, seed=5, labels="balanced"):
-    stream = SampleStream(system, mesh, batch_size=batch_size)
+    system = System(
+        override(system.config.to_dict(), [f"--config.sample.batch_size={batch_size}"], SCHEMA), system.facts
+    )
+    stream = SampleStream(system, mesh)
     return np.concatenate(list(stream(model, system.load_first_stage(), parse_labels(labels, num, 10, seed), seed)))
 
 

@@ -1,7 +1,7 @@
 """Guidance by the gradient of a log-probability (Dhariwal & Nichol 2021) or of a similarity (GLIDE).
 
 The gradient joins the predictions as `Denoised.gradient`: ancestral sampling adds V g to its mean, every other sampler
-takes ε̂ − σ g.
+takes ε̂ − σ g (docs/diffusion.md, eq. 9).
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Guidance: combinations of network calls that sharpen what is sampled.
+"""Guidance: combinations of network calls that sharpen what is sampled (docs/diffusion.md, eq. 9).
 
 Guidances act on raw outputs, before the prediction is read: a linear combination at fixed (x, t) is the same
 combination of ε, x_0, v, score and velocity. They map functions (x, point) -> output to such functions, so they nest:

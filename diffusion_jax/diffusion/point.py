@@ -1,4 +1,7 @@
-"""What a Gaussian path is at one noise level: the numbers that predictions, guidance and samplers are functions of."""
+"""What a Gaussian path is at one noise level: the numbers that predictions, guidance and samplers are functions of.
+
+The path is docs/diffusion.md, eq. 1; its forward SDE docs/diffusion.md, eq. 3.
+"""
 
 from types import ModuleType
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""The Gaussian posterior q(x_s | x_t, x_0) between two points of a path."""
+"""The Gaussian posterior q(x_s | x_t, x_0) between two points of a path (docs/diffusion.md, eq. 4)."""
 
 import numpy as np
 

@@ -1,8 +1,8 @@
 """Any trained network as a denoiser of x̄ = x/α = x_0 + κε: D(x̄; κ) = c_skip x̄ + c_out F(c_in x̄; c_noise).
 
-This is the view of EDM (Karras et al. 2022, eq. 7 and table 1). Path and prediction decide the four numbers; the
-ε-network of a variance-preserving path has (1, −κ, 1/√(κ² + 1), 999 t), the velocity network of the linear path
-(1/(1 + κ), −κ/(1 + κ), 1/(1 + κ), κ/(1 + κ)).
+This is the view of EDM (docs/diffusion.md, eq. 8; Karras et al. 2022, eq. 7 and table 1). Path and prediction decide
+the four numbers; the ε-network of a variance-preserving path has (1, −κ, 1/√(κ² + 1), 999 t), the velocity network of
+the linear path (1/(1 + κ), −κ/(1 + κ), 1/(1 + κ), κ/(1 + κ)).
 """
 
 from collections.abc import Callable

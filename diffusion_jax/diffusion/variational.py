@@ -1,4 +1,4 @@
-"""The variational bound of discrete diffusion in bits per dimension (Ho et al. 2020, eq. 5; Nichol & Dhariwal 2021)."""
+"""The variational bound of discrete diffusion in bits per dimension (docs/diffusion.md, eq. 10)."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The discrete process of DDPM: T noising steps with a table of β."""
+"""The discrete process of DDPM: T noising steps with a table of β (docs/diffusion.md, eq. 2)."""
 
 import dataclasses
 from functools import cached_property

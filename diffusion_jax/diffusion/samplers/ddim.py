@@ -1,4 +1,4 @@
-"""DDIM (Song et al. 2021, eq. 12, 16) and its inverse."""
+"""DDIM (docs/diffusion.md, eq. 6; Song et al. 2021, eq. 12, 16) and its inverse."""
 
 import dataclasses
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""DPM-Solver and DPM-Solver++, single steps with inner stages (Lu et al. 2022a, 2022b)."""
+"""DPM-Solver and DPM-Solver++, single steps with inner stages (docs/diffusion.md, eq. 7; Lu et al. 2022a, 2022b)."""
 
 import dataclasses
 from typing import ClassVar, Literal, NamedTuple

@@ -1,4 +1,7 @@
-"""The sampler of EDM: Heun steps in the noise level κ = σ/α, with optional churn (Karras et al. 2022, algorithm 2)."""
+"""The sampler of EDM: Heun steps in the noise level κ = σ/α, with optional churn (docs/diffusion.md, eq. 8).
+
+Karras et al. 2022, algorithm 2.
+"""
 
 import dataclasses
 import math

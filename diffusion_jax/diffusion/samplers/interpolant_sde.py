@@ -1,4 +1,4 @@
-"""The SDEs that share the marginals of a flow (Albergo et al. 2023; SiT, Ma et al. 2024)."""
+"""The SDEs that share the marginals of a flow (docs/diffusion.md, eq. 5; Albergo et al. 2023; SiT, Ma et al. 2024)."""
 
 import dataclasses
 import math

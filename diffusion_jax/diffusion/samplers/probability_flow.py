@@ -1,4 +1,7 @@
-"""The probability-flow ODE dx/dt = α̇ x̂_0 + σ̇ ε̂, with Runge-Kutta steps in t (Song et al. 2021; Lipman et al. 2023)."""
+"""The probability-flow ODE dx/dt = α̇ x̂_0 + σ̇ ε̂, with Runge-Kutta steps in t (docs/diffusion.md, eq. 5 with w = 0).
+
+Song et al. 2021, eq. 13; Lipman et al. 2023.
+"""
 
 import dataclasses
 from typing import Any, ClassVar, Literal

@@ -33,16 +33,18 @@ class Section:
       constructors: what the section can build, by the value of its key `name`; or one constructor, whose arguments are
         all the keys there are.
       context: arguments that the program supplies because they follow from other sections; not keys.
+      default: the `name` of a section that a config leaves out; None where it must choose.
     """
 
     constructors: Mapping[str, Callable[..., Any]] | Callable[..., Any]
     context: frozenset[str] = frozenset()
+    default: str | None = None
 
     def constructor(self, place: str, values: Mapping[str, Any]) -> Callable[..., Any]:
         """The constructor that the section's values ask for; `UserError` if there is none of that name."""
         if not isinstance(self.constructors, Mapping):
             return self.constructors
-        name = values.get("name")
+        name = values.get("name", self.default)
         if not isinstance(name, str) or name not in self.constructors:
             raise UserError(f"{place}.name={name!r} is not known{did_you_mean(str(name), self.constructors)}")
         return self.constructors[name]
@@ -72,7 +74,7 @@ class Section:
         constructor = self.constructor(place, values)
         options = self.options(constructor)
         by_name = isinstance(self.constructors, Mapping)
-        complete = {"name": values["name"]} if by_name else {}
+        complete = {"name": values.get("name", self.default)} if by_name else {}
         for key in values:
             if key not in options and not (by_name and key == "name"):
                 raise UserError(

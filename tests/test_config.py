@@ -29,6 +29,7 @@ def large(*, width: int = 7, shape: tuple[int, ...] = (1, 2), verbose: bool = Fa
 SCHEMA = {
     "part": Section({"small": small, "large": large}, frozenset({"ctx"})),
     "other": Section(large),
+    "spare": Section({"none": lambda: None, "small": small}, default="none"),
 }
 
 
@@ -55,6 +56,7 @@ def test_defaults_fill_what_the_file_leaves_out(file):
         "extra": None,
         "sizes": None,
     }
+    assert config.spare.to_dict() == {"name": "none"}
     assert config.other.to_dict() == {"width": 7, "shape": (1, 2), "verbose": False}
     assert load_config(file + ":smoke", [], SCHEMA).part.width == 3
 

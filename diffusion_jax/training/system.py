@@ -139,7 +139,7 @@ SCHEMA: Schema = {
     "path": Section(PATHS),
     "prediction": Section(Prediction),
     "loss": Section(LOSSES),
-    "timesteps": Section(TIMESTEPS),
+    "timesteps": Section(TIMESTEPS, default="uniform"),
     "optimizer": Section(OPTIMIZERS),
     "ema": Section(EMA_PROFILES, frozenset({"batch_size"})),
     "train": Section(TrainConfig),

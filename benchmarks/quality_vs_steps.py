@@ -50,8 +50,7 @@ def main() -> None:
             overrides = [f"--config.sampler.name={name}", f"--config.sampler.steps={steps}"]
             overrides += ["--config.guidance.cfg_scale=1", f"--config.sample.batch_size={options.num}"]
             system, mesh, model, first_stage = restore_for_sampling(options.workdir, "latest", overrides)
-            sampler = system.build("sampler")
-            plan = sampler.plan(system.path, sampler.times(system.path))
+            plan = system.sampler.plan(system.path, system.sampler.times(system.path))
             labels = parse_labels("balanced", options.num, 10, 0)
             images = np.concatenate(list(SampleStream(system, mesh)(model, first_stage, labels, seed=0)))
             calls.append(len(jax.tree.leaves(plan)[0]))

@@ -35,26 +35,22 @@ class Guide(NamedTuple):
     combine: Autoguidance
 
 
-def make_sample_function(
-    system: System, sampler: Any, guidance: Any, autoguidance: Autoguidance | None
-) -> Callable[..., jax.Array]:
+def make_sample_function(system: System, autoguidance: Autoguidance | None) -> Callable[..., jax.Array]:
     """Builds the program that draws one batch; the caller compiles it.
 
     Args:
       system: the run's parts.
-      sampler: the walk, from `SAMPLERS`.
-      guidance: how conditional and unconditional calls combine.
       autoguidance: how a weaker network joins them, or None.
 
     Returns:
       A function (model, weaker model or None, first_stage, label [B] int32, index [B] int32, seed) → [B, H, W, C]
       uint8, in which image b depends on (the models, label[b], seed, index[b]) alone.
     """
-    conditioner = system.conditioner
+    conditioner, sampler = system.conditioner, system.sampler
 
     def draw(model: Any, weak: Any, first_stage: Any, label: jax.Array, index: jax.Array, seed: jax.Array) -> jax.Array:
         cond = conditioner(label)
-        guided = guidance(model, cond, conditioner.null(label.shape[0]) if conditioner.has_null else None)
+        guided = system.guidance(model, cond, conditioner.null(label.shape[0]) if conditioner.has_null else None)
         if autoguidance is not None:
             guided = autoguidance(guided, conditional(weak, cond))
         start = keys.purpose_key(seed, "sample_start")
@@ -84,8 +80,7 @@ class SampleStream:
         parts = batch_parts(mesh)
         # Rounded up to what the mesh divides.
         self.batch_size = -(-system.sample.batch_size // parts) * parts
-        sampler, guidance = system.build("sampler"), system.build("guidance")
-        function = make_sample_function(system, sampler, guidance, guide.combine if guide else None)
+        function = make_sample_function(system, guide.combine if guide else None)
         self.draw = jax.jit(function, out_shardings=replicated(mesh))
 
     def __call__(self, model: Any, first_stage: Any, labels: np.ndarray, seed: int) -> Iterator[np.ndarray]:

@@ -17,7 +17,7 @@ from diffusion_jax.diffusion.importance_sampling import LossHistory, LossSecondM
 from diffusion_jax.diffusion.losses import LOSSES, LearnedUncertainty
 from diffusion_jax.diffusion.paths import PATHS
 from diffusion_jax.diffusion.predictions import Prediction
-from diffusion_jax.diffusion.samplers import SAMPLERS
+from diffusion_jax.diffusion.samplers import SAMPLERS, check_sampling
 from diffusion_jax.diffusion.transforms import Transform, clip, dynamic_threshold
 from diffusion_jax.errors import UserError
 from diffusion_jax.interop.autoencoder import load_first_stage
@@ -199,7 +199,15 @@ class System:
             )
         self.ema: EMAProfile = self.build("ema", batch_size=self.train.batch_size)
         self.tracks = tuple(PowerEMA(sigma_rel=width) for width in self.train.ema_widths)
+        self.sampler = self.build("sampler")
+        self.guidance = self.build("guidance")
+        check_sampling(self.sampler, self.path, self.prediction)
         self.conditioner = self.build("conditioner", num_classes=facts.num_classes)
+        if self.guidance.cfg_scale != 1 and not self.conditioner.has_null:
+            raise UserError(
+                f"guidance.cfg_scale={self.guidance.cfg_scale} needs a null condition and conditioner.label_drop=0 trains "
+                "none: set guidance.cfg_scale=1, or train with label_drop above 0"
+            )
         self.first_stage = self.build("autoencoder")
         missing = self.conditioner.provides - MODELS[config.model.name].conditions
         if missing:

@@ -104,6 +104,8 @@ def test_two_processes_of_four_devices_equal_one_of_eight(command_line, unbroken
         (["--config.model.patch_size=3"], "patch_size=3 does not divide the input of 8×8"),
         (["--config.data.name=folder:/nowhere"], "/nowhere"),
         (["--config.loss.name=hybrid"], "variance"),
+        (["--config.sampler.name=ddpm", "--config.sampler.steps=2000"], "2000"),
+        (["--config.conditioner.label_drop=0"], "guidance.cfg_scale=2.0 needs a null condition"),
         (["--batch=3"], "--batch is not a flag"),
         (["--config.path.schedule=liner"], "did you mean 'linear'"),
     ],

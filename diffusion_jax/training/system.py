@@ -205,8 +205,8 @@ class System:
         self.conditioner = self.build("conditioner", num_classes=facts.num_classes)
         if self.guidance.cfg_scale != 1 and not self.conditioner.has_null:
             raise UserError(
-                f"guidance.cfg_scale={self.guidance.cfg_scale} needs a null condition and conditioner.label_drop=0 trains "
-                "none: set guidance.cfg_scale=1, or train with label_drop above 0"
+                f"guidance.cfg_scale={self.guidance.cfg_scale} needs a null condition and conditioner.label_drop=0 "
+                "trains none: set guidance.cfg_scale=1, or train with label_drop above 0"
             )
         self.first_stage = self.build("autoencoder")
         missing = self.conditioner.provides - MODELS[config.model.name].conditions

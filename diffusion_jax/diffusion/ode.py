@@ -89,7 +89,8 @@ def dopri5(
     resolution = 8 * float(jnp.finfo(dtype).eps) * abs(end - start)
 
     def weighted(weights: Array, slopes: Any) -> Any:
-        return jax.tree.map(lambda k: jnp.tensordot(weights, k, axes=1), slopes)
+        # A product and a sum, not a matrix product, which accelerators round to fewer bits.
+        return jax.tree.map(lambda k: jnp.sum(align(weights, k) * k, axis=0), slopes)
 
     def move(y: Any, h: Array, rate: Any) -> Any:
         return jax.tree.map(lambda u, v: u + align(direction * h, u) * v, y, rate)

@@ -169,6 +169,22 @@ class Prediction:
             case "edm":
                 return self.scalings(point).c_out ** 2
 
+    def epsilon_error_factor(self, point: Point) -> Array:
+        """|Δε|²/|Δmean|² at fixed x, `x0_error_factor` · SNR without its 0 · ∞ at the ends of a path."""
+        match self.kind:
+            case "epsilon":
+                return namespace(point.sigma).ones_like(point.sigma)
+            case "x0":
+                return point.snr
+            case "v":
+                return (point.alpha / (point.alpha**2 + point.sigma**2)) ** 2
+            case "score":
+                return point.sigma**2
+            case "velocity":
+                return (point.alpha / point.delta) ** 2
+            case "edm":
+                return (self.sigma_data * self.scalings(point).c_in) ** 2
+
     def log_variance(self, variance_output: Array | None, transition: Transition) -> Array:
         """The log-variance of the reverse step p(x_s | x_t).
 

@@ -5,6 +5,7 @@ The noise is derived again from the corrected data, so a correction holds for ev
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 
 from diffusion_jax.diffusion.point import Array, Point
@@ -49,7 +50,8 @@ def snap_to_codebook(codebook: Array) -> Transform:
     def transform(x0: Array, point: Point) -> Array:
         codes = codebook.astype(x0.dtype)
         # |x − c|² without |x|², which is the same for every code.
-        distance = jnp.sum(codes**2, axis=1) - 2 * x0 @ codes.T  # B, ..., K
+        product = jnp.matmul(x0, codes.T, precision=jax.lax.Precision.HIGHEST)  # B, ..., K
+        distance = jnp.sum(codes**2, axis=1) - 2 * product
         return codes[jnp.argmin(distance, axis=-1)]  # B, ..., C
 
     return transform

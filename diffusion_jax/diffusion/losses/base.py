@@ -5,6 +5,7 @@ from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from diffusion_jax import keys
 from diffusion_jax.diffusion.checks import check_choice
@@ -104,13 +105,22 @@ class LossBase:
 
     def check(self, path: Path, prediction: Prediction) -> None:
         """Raises a `UserError` if the objective does not apply to this path and prediction."""
-        raise NotImplementedError
+        if prediction.kind in ("score", "edm") and path.point(training_ends(path)).sigma[0] == 0:
+            raise UserError(
+                f"loss: the target of prediction kind '{prediction.kind}' is infinite without noise, and path "
+                f"'{path.name}' trains down to t = 0; set its train_time_min above 0"
+            )
 
     def at(
         self, model: Model, path: Path, prediction: Prediction, x0: Array, cond: Any, time: Array, epsilon: Array
     ) -> tuple[Array, Aux]:
         """The objective at given times and noise."""
         raise NotImplementedError
+
+
+def training_ends(path: Path) -> Array:
+    """[2] float64, the smallest and the largest time that training may draw."""
+    return path.nearest_trained(np.array([0.0, 1.0]))
 
 
 def noised(x0: Array, epsilon: Array, point: Point) -> Array:

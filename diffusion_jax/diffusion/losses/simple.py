@@ -34,6 +34,7 @@ class SimpleLoss(LossBase):
         check_choice("loss norm", self.norm, Norm)
 
     def check(self, path: Path, prediction: Prediction) -> None:
+        super().check(path, prediction)
         check_no_learned_variance("simple", prediction)
 
     def at(

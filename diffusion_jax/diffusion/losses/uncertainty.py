@@ -36,4 +36,4 @@ class LearnedUncertainty(nnx.Module):
         frequencies = jnp.asarray(2 * math.pi * rng.normal(size=channels), c_noise.dtype)
         phases = jnp.asarray(2 * math.pi * rng.uniform(size=channels), c_noise.dtype)
         angles = c_noise[:, None] * frequencies + phases  # B, channels
-        return math.sqrt(2) * jnp.cos(angles) @ self.weight[...]  # B
+        return math.sqrt(2) * jnp.sum(jnp.cos(angles) * self.weight[...], axis=1)  # B

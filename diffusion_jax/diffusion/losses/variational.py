@@ -48,6 +48,7 @@ class HybridLoss(LossBase):
     vlb_weight: float = 0.001
 
     def check(self, path: Path, prediction: Prediction) -> None:
+        super().check(path, prediction)
         _check_discrete("hybrid", path)
         if not prediction.learns_variance:
             raise UserError(
@@ -82,6 +83,7 @@ class VLBLoss(LossBase):
     rescale: bool = True
 
     def check(self, path: Path, prediction: Prediction) -> None:
+        super().check(path, prediction)
         _check_discrete("vlb", path)
 
     def at(

@@ -3,13 +3,23 @@
 import dataclasses
 from typing import Any, ClassVar, Literal
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from diffusion_jax.diffusion.checks import check_choice
 from diffusion_jax.diffusion.denoiser import Model
-from diffusion_jax.diffusion.losses.base import Aux, LossBase, TimeLaw, check_no_learned_variance, noised, predict
+from diffusion_jax.diffusion.losses.base import (
+    Aux,
+    LossBase,
+    TimeLaw,
+    check_no_learned_variance,
+    noised,
+    predict,
+    training_ends,
+)
 from diffusion_jax.diffusion.paths import Path
-from diffusion_jax.diffusion.point import Array, Point, safe_ratio
+from diffusion_jax.diffusion.point import Array, Point, namespace
 from diffusion_jax.diffusion.predictions import Prediction
 from diffusion_jax.diffusion.variational import mean_over_dims
 from diffusion_jax.errors import UserError
@@ -26,7 +36,16 @@ class WeightedLoss(LossBase):
         raise NotImplementedError
 
     def check(self, path: Path, prediction: Prediction) -> None:
+        super().check(path, prediction)
         check_no_learned_variance(self.name, prediction)
+        ends = training_ends(path)
+        with np.errstate(all="ignore"):
+            weights = np.asarray(self.weight(path.point(ends), prediction))
+        if not np.all(np.isfinite(weights)):
+            raise UserError(
+                f"loss '{self.name}' weighs prediction kind '{prediction.kind}' infinitely at an end of path "
+                f"'{path.name}', t from {ends[0]:g} to {ends[1]:g}; set its train_time_min above 0 or time_max below 1"
+            )
 
     def at(
         self, model: Model, path: Path, prediction: Prediction, x0: Array, cond: Any, time: Array, epsilon: Array
@@ -53,12 +72,13 @@ class MinSNRLoss(WeightedLoss):
     name: ClassVar[str] = "min_snr"
 
     def weight(self, point: Point, prediction: Prediction) -> Array:
+        xp = namespace(point.snr)
         # The soft form through 1/SNR, so that neither end of the path gives inf/inf.
-        soft, hard = 1 / (point.kappa**2 + 1 / self.gamma), jnp.minimum(point.snr, self.gamma)
+        soft, hard = 1 / (point.kappa**2 + 1 / self.gamma), xp.minimum(point.snr, self.gamma)
         data_weight = soft if self.soft else hard
         silent = point.snr == 0
-        factor = jnp.where(silent, 1.0, prediction.x0_error_factor(point))
-        return jnp.where(silent, 1.0, data_weight * factor)
+        factor = xp.where(silent, 1.0, prediction.x0_error_factor(point))
+        return xp.where(silent, 1.0, data_weight * factor)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,7 +95,7 @@ class P2Loss(WeightedLoss):
     name: ClassVar[str] = "p2"
 
     def weight(self, point: Point, prediction: Prediction) -> Array:
-        return prediction.x0_error_factor(point) * point.snr / (self.k + point.snr) ** self.gamma
+        return prediction.epsilon_error_factor(point) / (self.k + point.snr) ** self.gamma
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,9 +115,8 @@ class ScoreLoss(WeightedLoss):
         check_choice("loss weighting", self.weighting, Literal["noise", "likelihood"])
 
     def weight(self, point: Point, prediction: Prediction) -> Array:
-        # |Δs|² = |Δx_0|² α²/σ⁴
-        score_weight = point.sigma**2 if self.weighting == "noise" else point.diffusion
-        return score_weight * prediction.x0_error_factor(point) * (point.alpha / point.sigma**2) ** 2
+        noise_error = prediction.epsilon_error_factor(point)  # |Δs|² = |Δε|²/σ²
+        return noise_error if self.weighting == "noise" else noise_error * point.diffusion / point.sigma**2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,8 +139,10 @@ class EDMLoss(WeightedLoss):
     name: ClassVar[str] = "edm"
 
     def weight(self, point: Point, prediction: Prediction) -> Array:
-        data_weight = 1 / self.sigma_data**2 + safe_ratio(jnp.ones_like(point.kappa), point.kappa) ** 2
-        return data_weight * prediction.x0_error_factor(point)
+        # On x̂_0 where noise dominates and on ε̂ where data do, so that no end of a path gives 0 · ∞.
+        on_data = (1 / self.sigma_data**2 + 1 / point.kappa**2) * prediction.x0_error_factor(point)
+        on_noise = (1 + (point.kappa / self.sigma_data) ** 2) * prediction.epsilon_error_factor(point)
+        return namespace(point.kappa).where(point.kappa < 1, on_noise, on_data)
 
     def at(
         self, model: Model, path: Path, prediction: Prediction, x0: Array, cond: Any, time: Array, epsilon: Array
@@ -161,17 +182,17 @@ class FlowMatchingLoss(WeightedLoss):
         check_choice("loss weighting", self.weighting, Literal["velocity", "likelihood", "noise"])
 
     def check(self, path: Path, prediction: Prediction) -> None:
-        super().check(path, prediction)
         if self.direction_weight and prediction.kind != "velocity":
             raise UserError(
                 f"loss 'flow_matching': direction_weight compares velocities and the network predicts "
                 f"'{prediction.kind}'; use prediction kind 'velocity'"
             )
+        super().check(path, prediction)
 
     def weight(self, point: Point, prediction: Prediction) -> Array:
         if self.weighting == "velocity" and prediction.kind == "velocity":
-            return jnp.ones_like(point.time)  # at both ends of the path too
-        noise_error = prediction.x0_error_factor(point) * point.snr
+            return namespace(point.time).ones_like(point.time)  # at both ends of the path too
+        noise_error = prediction.epsilon_error_factor(point)
         if self.weighting == "velocity":
             return noise_error * (point.delta / point.alpha) ** 2
         if self.weighting == "likelihood":
@@ -187,8 +208,9 @@ class FlowMatchingLoss(WeightedLoss):
         output = predict(model, prediction, noised(x0, epsilon, point), point, cond)  # B, ..., C
         target = prediction.target(x0, epsilon, point)
         mse = mean_over_dims((output - target) ** 2)
-        norms = jnp.linalg.norm(output, axis=-1) * jnp.linalg.norm(target, axis=-1)
-        cosine = jnp.sum(output * target, axis=-1) / jnp.maximum(norms, 1e-8)  # B, ...
+        # The small number bounds the gradient at the zero output that a new network gives.
+        squares = jnp.sum(output**2, axis=-1) * jnp.sum(target**2, axis=-1)
+        cosine = jnp.sum(output * target, axis=-1) * jax.lax.rsqrt(squares + 1e-6)  # B, ...
         direction = mean_over_dims(1 - cosine)
         loss = self.weight(point, prediction) * mse + self.direction_weight * direction
         return loss, {"time": time, "mse": mse, "direction": direction}

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.diffusion.denoiser import Denoise
-from diffusion_jax.diffusion.point import Array, Point
+from diffusion_jax.diffusion.point import Array, Point, align
 from diffusion_jax.diffusion.samplers.base import Draw, GridSampler
 
 # Weights of a linear combination by register: "x", "base", "m", or the number of a slot with an earlier m.
@@ -158,7 +158,8 @@ class GeneralLinear(GridSampler):
             if state.base is not None:
                 total = total + weights[1] * state.base
             if state.slots is not None:
-                total = total + jnp.tensordot(weights[3:], state.slots, axes=1)
+                # A product and a sum, not a matrix product, which accelerators round to fewer bits.
+                total = total + jnp.sum(align(weights[3:], state.slots) * state.slots, axis=0)
             return total
 
         next_x = linear(row.x)

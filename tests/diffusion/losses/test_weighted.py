@@ -64,6 +64,9 @@ def test_errors_of_all_kinds_at_the_same_x(path):
         moved = prediction.to_x0(output + change, x, point) - prediction.to_x0(output, x, point)
         factor = prediction.x0_error_factor(point).reshape(-1, 1)
         np.testing.assert_allclose(moved**2, factor * change**2, rtol=1e-7)
+        moved = prediction.to_epsilon(output + change, x, point) - prediction.to_epsilon(output, x, point)
+        factor = prediction.epsilon_error_factor(point).reshape(-1, 1)
+        np.testing.assert_allclose(moved**2, factor * change**2, rtol=1e-7)
     snr = point.snr
     np.testing.assert_allclose(Prediction("epsilon").x0_error_factor(point), 1 / snr)
     if isinstance(path, LinearPath):
@@ -94,6 +97,25 @@ def test_weight_in_terms_of_the_data_error(name):
             prediction = Prediction(kind)
             found = loss.weight(point, prediction) / prediction.x0_error_factor(point)
             np.testing.assert_allclose(found, data_weight(point), rtol=1e-6)
+
+
+def test_weights_that_are_infinite_at_an_end_are_refused():
+    for loss, path, kind in (
+        (FlowMatchingLoss(), LinearPath(), "epsilon"),
+        (FlowMatchingLoss(weighting="likelihood"), LinearPath(), "velocity"),
+        (ScoreLoss(weighting="likelihood"), GVPPath(), "epsilon"),
+        (EDMLoss(), LinearPath(), "x0"),
+        (P2Loss(), LinearPath(), "x0"),
+    ):
+        with pytest.raises(UserError, match="infinitely at an end of path"):
+            loss.check(path, Prediction(kind))
+        loss.check(type(path)(train_time_min=1e-3, time_max=0.999), Prediction(kind))
+    with pytest.raises(UserError, match="infinite without noise"):
+        SimpleLoss().check(LinearPath(), Prediction("score"))
+    # Finite where the limit is, though a factor is 0 · ∞ there.
+    for loss in (P2Loss(), ScoreLoss(), FlowMatchingLoss(weighting="noise"), MinSNRLoss()):
+        loss.check(LinearPath(), Prediction("epsilon"))
+    FlowMatchingLoss().check(LinearPath(), Prediction("velocity"))
 
 
 def test_edm_starts_at_one_per_dimension():
@@ -145,6 +167,12 @@ def test_velocity_direction():
     found, aux = FlowMatchingLoss(direction_weight=0.5).at(model, path, prediction, x0, None, time, epsilon)
     np.testing.assert_allclose(aux["direction"], [0, 1], atol=1e-6)
     np.testing.assert_allclose(found, [12.5, 2.5 + 0.5], rtol=1e-6)
+    # A new network answers zero; its gradient there is finite and points towards the target.
+    loss = FlowMatchingLoss(direction_weight=0.5)
+    gradient = jax.grad(
+        lambda out: loss.at(lambda x, t, cond: out, path, prediction, x0, None, time, epsilon)[0].sum()
+    )(jnp.zeros_like(x0))
+    assert np.all(np.isfinite(gradient)) and float(jnp.sum(gradient * epsilon)) < 0
     with pytest.raises(UserError, match="use prediction kind 'velocity'"):
         FlowMatchingLoss(direction_weight=0.5).check(path, Prediction("epsilon"))
 

@@ -80,6 +80,7 @@ def test_one_loop_in_the_program(name):
     program = str(jax.make_jaxpr(lambda x: sample(sampler, path, denoise, x, key, index))(x))
     if hasattr(sampler, "steps"):
         assert program.count("scan[") == 1
+        assert "dot_general" not in program  # matrix products lose bits on accelerators, and this network has none
         assert len(traced) <= 2  # scan may trace its body twice
     else:
         assert "while[" in program

@@ -7,7 +7,8 @@ import optax
 import pytest
 from flax import nnx
 
-from diffusion_jax.config import complete
+from diffusion_jax import keys
+from diffusion_jax.config import complete, override
 from diffusion_jax.diffusion.losses import HybridLoss
 from diffusion_jax.diffusion.paths import DiscretePath
 from diffusion_jax.diffusion.predictions import Prediction
@@ -19,7 +20,7 @@ from diffusion_jax.parallel.mesh import MeshConfig, local_rows, make_mesh, repli
 from diffusion_jax.training.ema import ema_update
 from diffusion_jax.training.optimizer import adamw
 from diffusion_jax.training.setup import abstract_state, new_state, shardings_of
-from diffusion_jax.training.step import make_train_step
+from diffusion_jax.training.step import make_train_step, prepare
 from diffusion_jax.training.system import SCHEMA, DatasetFacts, System
 
 STEPS = 20
@@ -99,7 +100,7 @@ def make_system(**train):
 
 
 def run(mesh, **train):
-    """Trains on random pixels; the loss of every step, and the final state on the host."""
+    """Trains on random pixels; loss and gradient norm of every step, and the final state on host and mesh."""
     system = make_system(**train)
     optimizer, _ = system.build("optimizer")
     abstract = abstract_state(system, optimizer, mesh)
@@ -110,7 +111,7 @@ def run(mesh, **train):
         out_shardings=(shardings_of(abstract), replicated(mesh)),
     )
     generator = np.random.default_rng(0)
-    losses = []
+    curves = []
     with jax.set_mesh(mesh):
         for _ in range(STEPS):
             batch = {
@@ -120,8 +121,8 @@ def run(mesh, **train):
             rows = local_rows(mesh, 32)
             batch = to_global(mesh, 32, {name: value[rows] for name, value in batch.items()})
             state, metrics = step(state, system.load_first_stage(), batch)
-            losses.append(float(metrics["loss"]))
-    return np.array(losses), jax.device_get(state), state
+            curves.append([float(metrics["loss"]), float(metrics["grad_norm"])])
+    return np.array(curves), jax.device_get(state), state
 
 
 @pytest.fixture(scope="module")
@@ -156,10 +157,10 @@ def test_accumulated_equals_whole_batch(alone, mesh):
 
 
 def test_the_loss_falls_and_the_seed_matters(alone):
-    losses = alone[0]
+    losses = alone[0][:, 0]
     assert losses[0] == pytest.approx(1.0, abs=0.1)
     assert losses[-3:].mean() < losses[0]
-    other = run(make_mesh(MeshConfig(data=8)), seed=4)[0]
+    other = run(make_mesh(MeshConfig(data=8)), seed=4)[0][:, 0]
     assert not np.allclose(other, losses, rtol=1e-3)
 
 
@@ -172,3 +173,53 @@ def test_time_buckets_add_up_to_the_batch():
     _, metrics = jax.jit(make_train_step(system, optimizer, mesh))(state, system.load_first_stage(), batch)
     assert metrics["count"].sum() == 32 and (metrics["count"] > 0).all()
     assert float(metrics["loss_sum"].sum() / 32) == pytest.approx(float(metrics["loss"]), rel=1e-6)
+
+
+def test_accumulation_keeps_the_order_of_the_batch():
+    """Of losses at the same timestep the latest are remembered, so the order in which a batch comes back matters."""
+    mesh = make_mesh(MeshConfig())
+    histories = []
+    for microbatches in (1, 4):
+        overrides = ["--config.timesteps.name=loss_second_moment", "--config.timesteps.history=2"]
+        overrides += ["--config.path.schedule=cosine", "--config.path.num_timesteps=4"]
+        overrides += [f"--config.train.microbatches={microbatches}"]
+        system = make_system()
+        system = System(override(system.config.to_dict(), overrides, SCHEMA), system.facts)
+        optimizer, _ = system.build("optimizer")
+        state = new_state(system, optimizer, abstract_state(system, optimizer, mesh))
+        images = np.random.default_rng(0).integers(0, 256, (32, 8, 8, 1), dtype=np.uint8)
+        batch = to_global(mesh, 32, {"image": images, "label": np.zeros(32, np.int32)})
+        state, _ = jax.jit(make_train_step(system, optimizer, mesh))(state, system.load_first_stage(), batch)
+        histories.append(state.timesteps)
+    np.testing.assert_allclose(histories[0].losses, histories[1].losses, rtol=1e-5)
+    assert int(histories[0].counts.sum()) == 32 and (histories[0].counts > 2).all()
+
+
+def test_flips_mirror_half_of_the_images_anew_at_every_step():
+    system = make_system()
+    images = np.random.default_rng(0).integers(0, 256, (512, 8, 8, 1), dtype=np.uint8)
+    index = jnp.arange(512)
+
+    def flipped(step):
+        out = prepare(system, system.load_first_stage(), {"image": jnp.asarray(images)}, jnp.asarray(step), index)
+        plain = images.astype(np.float32) / 127.5 - 1
+        same = np.isclose(out, plain, atol=1e-6).all((1, 2, 3))
+        mirrored = np.isclose(out, plain[:, :, ::-1], atol=1e-6).all((1, 2, 3))
+        assert (same ^ mirrored).all()
+        return mirrored
+
+    first, second = flipped(0), flipped(1)
+    assert 0.4 < first.mean() < 0.6 and 0.4 < (first ^ second).mean() < 0.6
+
+
+def test_labels_are_dropped_at_the_configured_rate():
+    conditioner = make_system().conditioner
+    index, label = jnp.arange(2000), jnp.arange(2000) % 10
+    key = keys.purpose_key(0, "label_drop", 5)
+    dropped = np.asarray(conditioner.drop(conditioner(label), key, index).label)
+    null = dropped == 10
+    assert 0.27 < null.mean() < 0.33
+    assert np.array_equal(dropped[~null], np.asarray(label)[~null])
+    part = np.asarray(conditioner.drop(conditioner(label[5:9]), key, index[5:9]).label)
+    assert np.array_equal(part, dropped[5:9])
+    assert list(conditioner.null(3).label) == [10, 10, 10]

@@ -60,7 +60,7 @@ def override(config: Mapping[str, Any], overrides: Sequence[str], schema: Schema
     Args:
       config: section name to its keys and values.
       overrides: arguments `--config.section.key=value`, or `--config.section.key`, `value`; the last of a key wins. A
-        section whose `name` is overridden keeps the keys that the new one has too.
+        section whose `name` is overridden keeps the keys that the new one has too and that were not at their defaults.
       schema: the sections and what they may hold.
 
     Returns:
@@ -154,9 +154,16 @@ def _joined(overrides: Sequence[str]) -> list[str]:
 
 
 def _renamed(values: Mapping[str, Any], place: str, name: str, section: Section) -> dict[str, Any]:
-    """The section under another name, without the keys that the new constructor does not have."""
-    options = section.options(section.constructor(place, {"name": name}))
-    return {"name": name, **{key: value for key, value in values.items() if key in options}}
+    """The section under another name, with the keys that the new constructor has too.
+
+    Keys that only repeat a default of the old constructor are left to the defaults of the new one.
+    """
+    new = section.options(section.constructor(place, {"name": name}))
+    old = section.options(section.constructor(place, values)) if values else {}
+    kept = {
+        key: value for key, value in values.items() if key in new and not (key in old and value == old[key].default)
+    }
+    return {**kept, "name": name}
 
 
 def _apply_names(config: dict[str, Any], overrides: Sequence[str], schema: Schema) -> dict[str, Any]:

@@ -89,6 +89,9 @@ def test_an_optional_value_can_be_unset(file):
 def test_another_name_keeps_the_keys_that_both_have(file):
     config = load_config(file, ["--config.part.shape=(4, 5)", "--config.part.name=large"], SCHEMA)
     assert config.part.to_dict() == {"name": "large", "width": 8, "shape": (4, 5), "verbose": False}
+    slow = load_config(file, ["--config.part.name=large", "--config.part.width=7"], SCHEMA)
+    with pytest.raises(UserError, match=r"part\.width is missing"):  # 7 is only the default of the old name
+        override(slow.to_dict(), ["--config.part.name=small"], SCHEMA)
     changed = override(config.to_dict(), ["--config.part.name=small"], SCHEMA)
     assert changed.part.to_dict() == {
         "name": "small",

@@ -63,6 +63,7 @@ def test_a_sample_depends_on_seed_and_number_alone(command_line, run, samples, t
         ("--step=1", "--labels=uniform", "--cfg-scale", "4"),
         ("--params=ema", "--labels=0-9"),
         ("--sampler=dpm_solver_multistep", "--steps=3", "--config.sampler.solver_order=3"),
+        ("--sampler=interpolant_sde", "--steps=4", "--config.sampler.last_step=none"),
         ("--config.guidance.interval=(0.5, 2.0)", "--config.guidance.rescale=0.7"),
     ],
 )

@@ -42,6 +42,7 @@ def main() -> None:
     print(f"held-out digits: {held_out:.3f}\n{'sampler':<22}" + "".join(f"{f'N = {steps}':>20}" for steps in STEPS))
 
     figure, axes = plt.subplots(figsize=(8, 5.5))
+    axes.set_prop_cycle(color=plt.get_cmap("tab20").colors)
     for name in SAMPLERS:
         if name in LEFT_OUT:
             continue

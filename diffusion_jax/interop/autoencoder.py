@@ -1,10 +1,10 @@
-"""KL autoencoders from published files: .safetensors under LDM or diffusers names, and diffusers folders."""
+"""Autoencoders from published files: .safetensors under LDM or diffusers names, and diffusers folders."""
 
 import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -14,8 +14,10 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.interop.autoencoder_names import autoencoder_entries, recognise_naming
 from diffusion_jax.interop.mapping import load_state_dict
 from diffusion_jax.interop.readers import open_state_dict
-from diffusion_jax.models.autoencoder import AUTOENCODERS, AutoencoderKL
-from diffusion_jax.models.first_stage import KLFirstStage
+from diffusion_jax.models.autoencoder import AUTOENCODERS, Autoencoder, AutoencoderKL, AutoencoderVQ
+from diffusion_jax.models.first_stage import KLFirstStage, VQFirstStage
+
+AnyFirstStage = TypeVar("AnyFirstStage", KLFirstStage, VQFirstStage)
 
 PUBLISHED = (
     "the Stable Diffusion autoencoders are published on huggingface.co as stabilityai/sd-vae-ft-ema and "
@@ -43,12 +45,12 @@ DIFFUSERS_DEFAULTS: dict[str, Any] = {
 }
 
 
-def load_autoencoder(path: str | Path, model: AutoencoderKL | None = None) -> AutoencoderKL:
-    """Reads the weights of a KL autoencoder.
+def load_autoencoder(path: str | Path, model: Autoencoder | None = None) -> Any:
+    """Reads the weights of an autoencoder.
 
     Args:
       path: a .safetensors file under LDM or diffusers names, alone or inside a whole Stable Diffusion checkpoint; or
-        the folder of a diffusers autoencoder or pipeline.
+        the folder of a diffusers KL autoencoder or of a pipeline with one.
       model: the architecture to fill, concrete or abstract. None takes it from the folder's config.json, or the
         "sd-vae" preset for a single file.
 
@@ -72,13 +74,13 @@ def load_autoencoder(path: str | Path, model: AutoencoderKL | None = None) -> Au
         state_dict = {name.removeprefix(prefix): state_dict[name] for name in state_dict if name.startswith(prefix)}
     naming = recognise_naming(state_dict)
     if naming is None:
-        raise UserError(f"'{file}' has neither the LDM nor the diffusers names of a KL autoencoder")
+        raise UserError(f"'{file}' has neither the LDM nor the diffusers names of an autoencoder")
     entries = autoencoder_entries(model, naming)
     return load_state_dict(model, state_dict, entries, ignore=("loss.*", "model_ema.*"), source=f"'{file}'")
 
 
-def load_first_stage(first_stage: KLFirstStage, path: str) -> KLFirstStage:
-    """Fills a first stage from a file or folder; the `load_weights` of `KLConfig.build`.
+def load_first_stage(first_stage: AnyFirstStage, path: str) -> AnyFirstStage:
+    """Fills a first stage from a file or folder; the `load_weights` of `KLConfig.build` and `VQConfig.build`.
 
     Args:
       first_stage: the architecture, usually abstract, and the latent scale.
@@ -168,8 +170,10 @@ def _has_attention(block_type: str, place: str) -> bool:
     return block_type in attending
 
 
-def _check_same_architecture(model: AutoencoderKL, described: AutoencoderKL, place: str) -> None:
+def _check_same_architecture(model: Autoencoder, described: AutoencoderKL, place: str) -> None:
     """Compares what weights alone do not show (groups of a norm, say) before shapes are compared."""
+    if isinstance(model, AutoencoderVQ):
+        raise UserError(f"'{place}' describes an AutoencoderKL, but autoencoder.name is 'vq': set it to 'kl'")
     ours, theirs = (dataclasses.asdict(each.layout) for each in (model, described))
     for name in ours.keys() - {"dtype"}:
         if ours[name] != theirs[name]:

@@ -1,10 +1,10 @@
-"""What the LDM code and diffusers call the parameters of the KL autoencoder."""
+"""What the LDM code and diffusers call the parameters of the autoencoders."""
 
 import dataclasses
 from collections.abc import Iterable
 
 from diffusion_jax.interop.mapping import ConvAsLinear, Entry, conv, linear, norm
-from diffusion_jax.models.autoencoder import AutoencoderKL
+from diffusion_jax.models.autoencoder import Autoencoder, AutoencoderVQ
 from diffusion_jax.models.autoencoder_blocks import ResBlock
 
 
@@ -81,7 +81,7 @@ DIFFUSERS = Naming(
 DIFFUSERS_DEPRECATED = dataclasses.replace(DIFFUSERS, qkv=("query", "key", "value"), proj="proj_attn")
 
 
-def autoencoder_entries(model: AutoencoderKL, naming: Naming) -> list[Entry]:
+def autoencoder_entries(model: Autoencoder, naming: Naming) -> list[Entry]:
     """The name table of an autoencoder.
 
     Args:
@@ -134,6 +134,8 @@ def autoencoder_entries(model: AutoencoderKL, naming: Naming) -> list[Entry]:
         entries.extend(conv(f"{lower}.{naming.upsampler}", f"decoder/upsamplers/{i}"))
     entries.extend(conv("quant_conv", "quant_conv", transform=ConvAsLinear()))
     entries.extend(conv("post_quant_conv", "post_quant_conv", transform=ConvAsLinear()))
+    if isinstance(model, AutoencoderVQ):
+        entries.append(Entry("quantize.embedding.weight", "quantizer/codebook"))
     return entries
 
 

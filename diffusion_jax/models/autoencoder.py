@@ -1,7 +1,7 @@
-"""The KL-regularised autoencoder of latent diffusion (arXiv 2112.10752)."""
+"""The KL- and VQ-regularised autoencoders of latent diffusion (arXiv 2112.10752)."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from flax import nnx
 from diffusion_jax.models.autoencoder_blocks import Decoder, Encoder, make_layout
 from diffusion_jax.models.convolution import pointwise
 from diffusion_jax.models.precision import DTypeName
+from diffusion_jax.models.quantizer import VectorQuantizer
 
 AUTOENCODERS: Mapping[str, dict[str, Any]] = {
     "kl-f4": {"ch_mult": (1, 2, 4), "z_channels": 3, "embed_dim": 3},
@@ -20,6 +21,28 @@ AUTOENCODERS: Mapping[str, dict[str, Any]] = {
     "sd-vae": {"ch_mult": (1, 2, 4, 4), "z_channels": 4, "embed_dim": 4},
 }
 """Constructor arguments of `AutoencoderKL` for the published models; those of LDM are named by their factor f."""
+
+_VQ_F8: dict[str, Any] = {"ch_mult": (1, 2, 2, 4), "attn_resolutions": (32,), "z_channels": 4, "embed_dim": 4}
+VQ_AUTOENCODERS: Mapping[str, dict[str, Any]] = {
+    "vq-f4": {"ch_mult": (1, 2, 4), "z_channels": 3, "embed_dim": 3, "num_codes": 8192},
+    "vq-f4-noattn": {
+        "ch_mult": (1, 2, 4),
+        "mid_attention": False,
+        "z_channels": 3,
+        "embed_dim": 3,
+        "num_codes": 8192,
+    },
+    "vq-f8": _VQ_F8 | {"num_codes": 16384},
+    "vq-f8-n256": _VQ_F8 | {"num_codes": 256},
+    "vq-f16": {
+        "ch_mult": (1, 1, 2, 2, 4),
+        "attn_resolutions": (16,),
+        "z_channels": 8,
+        "embed_dim": 8,
+        "num_codes": 16384,
+    },
+}
+"""Constructor arguments of `AutoencoderVQ` for the published models, named by their factor f."""
 
 
 class Moments(NamedTuple):
@@ -52,8 +75,8 @@ class Moments(NamedTuple):
         return 0.5 * jnp.sum(np.log(2 * np.pi).astype(np.float32) + self.logvar + squares, axis=(1, 2, 3))
 
 
-class AutoencoderKL(nnx.Module):
-    """Convolutional autoencoder whose latents are kept close to N(0, I) by a KL penalty (§3.1, appendix G).
+class Autoencoder(nnx.Module):
+    """The convolutional encoder and decoder that the two regularisations share (§3.1, appendix G).
 
     The defaults are those of the Stable Diffusion autoencoder ("sd-vae", f = 8).
 
@@ -76,6 +99,9 @@ class AutoencoderKL(nnx.Module):
     Raises:
       UserError: an attention resolution that no level has, or a width that does not divide into groups.
     """
+
+    moments: ClassVar[int]
+    """Channels that the encoder writes for each channel of the latents."""
 
     def __init__(
         self,
@@ -105,11 +131,18 @@ class AutoencoderKL(nnx.Module):
             dtype=dtype,
         )
         self.in_channels, self.out_channels, self.embed_dim = in_channels, out_channels, embed_dim
-        self.encoder = Encoder(self.layout, in_channels, 2 * z_channels, rngs=rngs)
+        self.encoder = Encoder(self.layout, in_channels, self.moments * z_channels, rngs=rngs)
         self.decoder = Decoder(self.layout, z_channels, out_channels, rngs=rngs)
         # The bottleneck is 0.01 % of the work, and its outputs are the latents themselves: always float32.
-        self.quant_conv = pointwise(2 * z_channels, 2 * embed_dim, dtype=jnp.dtype("float32"), rngs=rngs)
-        self.post_quant_conv = pointwise(embed_dim, z_channels, dtype=jnp.dtype("float32"), rngs=rngs)
+        float32, moments = jnp.dtype("float32"), self.moments
+        self.quant_conv = pointwise(moments * z_channels, moments * embed_dim, dtype=float32, rngs=rngs)
+        self.post_quant_conv = pointwise(embed_dim, z_channels, dtype=float32, rngs=rngs)
+
+
+class AutoencoderKL(Autoencoder):
+    """Autoencoder whose latents are kept close to N(0, I) by a KL penalty; arguments as for `Autoencoder`."""
+
+    moments = 2
 
     def encode(self, images: jax.Array) -> Moments:
         """The distribution of the latents of images.
@@ -134,3 +167,46 @@ class AutoencoderKL(nnx.Module):
           [B, f·h, f·w, out_channels] float32, about [-1, 1] but not clipped.
         """
         return self.decoder(self.post_quant_conv(latents)).astype(jnp.float32)  # [B, H, W, out_channels]
+
+
+class AutoencoderVQ(Autoencoder):
+    """Autoencoder whose decoder begins by rounding the latents to a codebook.
+
+    Latents are what stands before the rounding, so a diffusion model learns a continuous space and the decoder removes
+    its small errors (§3.1).
+
+    Args:
+      num_codes: |Z|, the size of the codebook.
+      rngs: initialiser streams.
+      **architecture: as for `Autoencoder`.
+    """
+
+    moments = 1
+
+    def __init__(self, *, num_codes: int, rngs: nnx.Rngs, **architecture: Any):
+        super().__init__(rngs=rngs, **architecture)
+        self.quantizer = VectorQuantizer(num_codes, self.embed_dim, rngs=rngs)
+
+    def encode(self, images: jax.Array) -> jax.Array:
+        """The latents of images, before quantisation.
+
+        Args:
+          images: [B, H, W, in_channels] float in [-1, 1], H and W divisible by f.
+
+        Returns:
+          [B, H/f, W/f, embed_dim] float32.
+        """
+        return self.quant_conv(self.encoder(images))  # [B, H/f, W/f, embed_dim]
+
+    def decode(self, latents: jax.Array, *, quantize: bool = True) -> jax.Array:
+        """The images of latents.
+
+        Args:
+          latents: [B, h, w, embed_dim] float, as `encode` gives them.
+          quantize: round to the codebook first; gradients pass straight through.
+
+        Returns:
+          [B, f·h, f·w, out_channels] float32, about [-1, 1] but not clipped.
+        """
+        codes = self.quantizer(latents).latents if quantize else latents  # [B, h, w, embed_dim]
+        return self.decoder(self.post_quant_conv(codes)).astype(jnp.float32)  # [B, H, W, out_channels]

@@ -7,6 +7,7 @@ The `autoencoder` section of a config names an entry of `FIRST_STAGES` and its k
     latents = stage.encode(images, noise)
 """
 
+import abc
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol
@@ -17,7 +18,13 @@ from flax import nnx
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.keys import purpose_key
-from diffusion_jax.models.autoencoder import AUTOENCODERS, AutoencoderKL
+from diffusion_jax.models.autoencoder import (
+    AUTOENCODERS,
+    VQ_AUTOENCODERS,
+    Autoencoder,
+    AutoencoderKL,
+    AutoencoderVQ,
+)
 from diffusion_jax.models.precision import DTypeName
 
 
@@ -101,15 +108,7 @@ class KLFirstStage:
 
     def latent_shape(self, image_size: int | tuple[int, int], channels: int) -> tuple[int, int, int]:
         """(H/f, W/f, embed_dim); needs no weights. See `FirstStage`."""
-        model, factor = self.autoencoder, self.autoencoder.layout.downsampling
-        if channels != model.in_channels:
-            raise UserError(f"the data has {channels} channels, but autoencoder.in_channels={model.in_channels}")
-        height, width = _pair(image_size)
-        if height % factor or width % factor:
-            raise UserError(
-                f"an image size of {height}×{width} does not divide by {factor}, the autoencoder's downsampling factor"
-            )
-        return height // factor, width // factor, model.embed_dim
+        return _latent_shape(self.autoencoder, image_size, channels)
 
     def encode(self, images: jax.Array, noise: jax.Array) -> jax.Array:
         """s · (mean + std · noise); see `FirstStage`."""
@@ -120,27 +119,48 @@ class KLFirstStage:
         return self.autoencoder.decode(latents / self.scale)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class VQFirstStage:
+    """Diffusion on the latents of a VQ autoencoder before quantisation, which its decoder absorbs (§3.1).
+
+    Attributes:
+      autoencoder: the frozen autoencoder.
+      scale: scalar float32 s; the diffusion model sees s · z.
+      quantize: whether `decode` rounds to the codebook.
+    """
+
+    autoencoder: AutoencoderVQ
+    scale: jax.Array
+    quantize: bool = dataclasses.field(default=True, metadata={"static": True})
+
+    def latent_shape(self, image_size: int | tuple[int, int], channels: int) -> tuple[int, int, int]:
+        """(H/f, W/f, embed_dim); needs no weights. See `FirstStage`."""
+        return _latent_shape(self.autoencoder, image_size, channels)
+
+    def encode(self, images: jax.Array, noise: jax.Array) -> jax.Array:
+        """s · z; `noise` is not used, since z is a function of the image. See `FirstStage`."""
+        return self.scale * self.autoencoder.encode(images)
+
+    def decode(self, latents: jax.Array) -> jax.Array:
+        """The decoder's images of latents / s, rounded to the codebook; see `FirstStage`."""
+        return self.autoencoder.decode(latents / self.scale, quantize=self.quantize)
+
+
 PUBLISHED_SCALES: Mapping[str, float] = {"sd-vae": 0.18215}
 """Latent scales that belong to weights; the LDM models measure theirs on the first training batch or use one."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class KLConfig:
-    """The `autoencoder` section of diffusion in the latent space of an `AutoencoderKL`.
+class ArchitectureConfig(abc.ABC):
+    """Where an autoencoder's weights come from, and arguments of `Autoencoder` that replace those of a preset.
 
     Attributes:
-      preset: the published architecture to start from, a key of `AUTOENCODERS`.
       weights: file or folder to read the weights from, or "random" for an untrained autoencoder (smoke runs).
-      scale: s of `KLFirstStage`; None takes the published one of the preset.
-      in_channels: this and the rest replace the preset's arguments of `AutoencoderKL`; None keeps them.
-
-    Raises:
-      UserError: a scale that is not positive, or none for a preset that has none.
+      in_channels: this and the rest replace the preset's arguments of `Autoencoder`; None keeps them.
     """
 
-    preset: Literal["sd-vae", "kl-f4", "kl-f8", "kl-f16", "kl-f32"] = "sd-vae"
     weights: str | None = None
-    scale: float | None = None
     in_channels: int | None = None
     out_channels: int | None = None
     ch: int | None = None
@@ -154,24 +174,23 @@ class KLConfig:
     norm_groups: int | None = None
     dtype: DTypeName | None = None
 
-    def __post_init__(self) -> None:
-        if self.scale is None and self.preset not in PUBLISHED_SCALES:
-            raise UserError(
-                f"autoencoder.scale is not set and {self.preset} has no published one: give 1 / std of its latents"
-            )
-        if self.scale is not None and not self.scale > 0:
-            raise UserError(f"autoencoder.scale={self.scale} must be positive")
+    @abc.abstractmethod
+    def make_autoencoder(self, key: jax.Array) -> Any:
+        """The untrained autoencoder whose weights `key` draws.
 
-    def abstract(self) -> KLFirstStage:
+        Raises:
+          UserError: `Autoencoder` does not allow this architecture.
+        """
+
+    @abc.abstractmethod
+    def abstract(self) -> Any:
         """The first stage with a `jax.ShapeDtypeStruct` for each parameter: for shapes, and as a form to load into.
 
         Raises:
-          UserError: `AutoencoderKL` does not allow this architecture.
+          UserError: as `make_autoencoder`.
         """
-        scale = PUBLISHED_SCALES[self.preset] if self.scale is None else self.scale
-        return KLFirstStage(jax.eval_shape(lambda: self._autoencoder(jax.random.key(0))), jnp.float32(scale))
 
-    def build(self, load_weights: Callable[[KLFirstStage, str], KLFirstStage], seed: int) -> KLFirstStage:
+    def build(self, load_weights: Callable[[Any, str], Any], seed: int) -> Any:
         """Makes the first stage with its weights.
 
         Args:
@@ -191,20 +210,103 @@ class KLConfig:
                 "or 'random' to run with an untrained one"
             )
         if self.weights == "random":
-            autoencoder = self._autoencoder(purpose_key(seed, "autoencoder"))
+            autoencoder = self.make_autoencoder(purpose_key(seed, "autoencoder"))
             return dataclasses.replace(self.abstract(), autoencoder=autoencoder)
         return load_weights(self.abstract(), self.weights)
 
-    def _autoencoder(self, key: jax.Array) -> AutoencoderKL:
-        own = {"preset", "weights", "scale"}
-        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in own}
-        replaced = {name: value for name, value in given.items() if value is not None}
-        return AutoencoderKL(**{**AUTOENCODERS[self.preset], **replaced}, rngs=nnx.Rngs(key))
+    def _arguments(self, preset: Mapping[str, Any], *more: str) -> dict[str, Any]:
+        """The arguments of a preset and those that replace them; `more` are fields of a subclass that may too."""
+        names = [field.name for field in dataclasses.fields(ArchitectureConfig) if field.name != "weights"]
+        given = {name: getattr(self, name) for name in (*names, *more)}
+        return {**preset, **{name: value for name, value in given.items() if value is not None}}
 
 
-FIRST_STAGES: Mapping[str, Callable[..., Identity | KLConfig]] = {"identity": Identity, "kl": KLConfig}
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KLConfig(ArchitectureConfig):
+    """The `autoencoder` section of diffusion in the latent space of an `AutoencoderKL`.
+
+    Attributes:
+      preset: the published architecture to start from, a key of `AUTOENCODERS`.
+      scale: s of `KLFirstStage`; None takes the published one of the preset.
+
+    Raises:
+      UserError: a scale that is not positive, or none for a preset that has none.
+    """
+
+    preset: Literal["sd-vae", "kl-f4", "kl-f8", "kl-f16", "kl-f32"] = "sd-vae"
+    scale: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.scale is None and self.preset not in PUBLISHED_SCALES:
+            raise UserError(
+                f"autoencoder.scale is not set and {self.preset} has no published one: give 1 / std of its latents"
+            )
+        if self.scale is not None and not self.scale > 0:
+            raise UserError(f"autoencoder.scale={self.scale} must be positive")
+
+    def make_autoencoder(self, key: jax.Array) -> AutoencoderKL:
+        """See `ArchitectureConfig`."""
+        return AutoencoderKL(**self._arguments(AUTOENCODERS[self.preset]), rngs=nnx.Rngs(key))
+
+    def abstract(self) -> KLFirstStage:
+        """See `ArchitectureConfig`."""
+        scale = PUBLISHED_SCALES[self.preset] if self.scale is None else self.scale
+        return KLFirstStage(jax.eval_shape(lambda: self.make_autoencoder(jax.random.key(0))), jnp.float32(scale))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VQConfig(ArchitectureConfig):
+    """The `autoencoder` section of diffusion in the latent space of an `AutoencoderVQ`.
+
+    Attributes:
+      preset: the published architecture to start from, a key of `VQ_AUTOENCODERS`.
+      scale: s of `VQFirstStage`; the published models use 1.
+      quantize: whether the decoder rounds to the codebook.
+      num_codes: replaces the preset's size of the codebook; None keeps it.
+
+    Raises:
+      UserError: a scale that is not positive.
+    """
+
+    preset: Literal["vq-f4", "vq-f4-noattn", "vq-f8", "vq-f8-n256", "vq-f16"] = "vq-f4"
+    scale: float = 1.0
+    quantize: bool = True
+    num_codes: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.scale > 0:
+            raise UserError(f"autoencoder.scale={self.scale} must be positive")
+
+    def make_autoencoder(self, key: jax.Array) -> AutoencoderVQ:
+        """See `ArchitectureConfig`."""
+        arguments = self._arguments(VQ_AUTOENCODERS[self.preset], "num_codes")
+        return AutoencoderVQ(**arguments, rngs=nnx.Rngs(key))
+
+    def abstract(self) -> VQFirstStage:
+        """See `ArchitectureConfig`."""
+        autoencoder = jax.eval_shape(lambda: self.make_autoencoder(jax.random.key(0)))
+        return VQFirstStage(autoencoder, jnp.float32(self.scale), self.quantize)
+
+
+FIRST_STAGES: Mapping[str, Callable[..., Identity | KLConfig | VQConfig]] = {
+    "identity": Identity,
+    "kl": KLConfig,
+    "vq": VQConfig,
+}
 """The names that the `autoencoder` section of a config may have."""
 
 
 def _pair(image_size: int | tuple[int, int]) -> tuple[int, int]:
     return (image_size, image_size) if isinstance(image_size, int) else image_size
+
+
+def _latent_shape(model: Autoencoder, image_size: int | tuple[int, int], channels: int) -> tuple[int, int, int]:
+    factor = model.layout.downsampling
+    if channels != model.in_channels:
+        raise UserError(f"the data has {channels} channels, but autoencoder.in_channels={model.in_channels}")
+    height, width = _pair(image_size)
+    if height % factor or width % factor:
+        raise UserError(
+            f"an image size of {height}×{width} does not divide by {factor}, the autoencoder's downsampling factor"
+        )
+    return height // factor, width // factor, model.embed_dim

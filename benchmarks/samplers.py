@@ -23,7 +23,7 @@ from diffusion_jax.diffusion.paths import DiscretePath, Path
 from diffusion_jax.diffusion.paths.flow import LinearPath
 from diffusion_jax.diffusion.predictions import Prediction
 from diffusion_jax.diffusion.samplers import DDIM, SAMPLERS, Sampler, initial_noise, sample
-from diffusion_jax.models.conditioning import Conditioning
+from diffusion_jax.models.conditioning import Conditioning, ConditioningSpec
 from diffusion_jax.models.dit import DiT, dit_config
 
 BATCH = 8
@@ -63,7 +63,13 @@ def free_network(x: jax.Array, timestep: jax.Array, cond: Conditioning) -> jax.A
 
 def main() -> None:
     """Prints the figures."""
-    model = DiT(input_shape=SHAPE, out_channels=8, num_classes=1000, rngs=nnx.Rngs(0), **dit_config("S/2"))
+    model = DiT(
+        input_shape=SHAPE,
+        out_channels=8,
+        conditioning=ConditioningSpec(num_classes=1000, null_class=True),
+        rngs=nnx.Rngs(0),
+        **dit_config("S/2"),
+    )
     label = jnp.arange(BATCH)
     x, timestep = jnp.zeros((BATCH, *SHAPE)), jnp.zeros(BATCH)
     forward = jax.jit(lambda model: model(x, timestep, Conditioning(label=label)))

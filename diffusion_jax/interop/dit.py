@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.interop.mapping import ConvAsLinear, Entry, conv, linear, load_state_dict
+from diffusion_jax.interop.mapping import ConvAsLinear, Entry, conv, linear
 from diffusion_jax.models.dit import DiT
 from diffusion_jax.models.embeddings import sincos_2d
 
@@ -19,12 +19,13 @@ def dit_entries(model: DiT) -> list[Entry]:
     Returns:
       Entries for `load_state_dict` and `dump_state_dict`; `pos_embed`, a constant here, is not among them.
     """
+    labels = [Entry("y_embedder.embedding_table.weight", "label_embed/table/embedding")]
     fused_heads = model.blocks.attn.qkv.kernel.shape[2:]  # 3, heads, d
     return [
         *conv("x_embedder.proj", "patch_embed", transform=ConvAsLinear(model.patch_size)),
         *linear("t_embedder.mlp.0", "time_embed/fc1"),
         *linear("t_embedder.mlp.2", "time_embed/fc2"),
-        Entry("y_embedder.embedding_table.weight", "label_embed/table/embedding"),
+        *(labels if hasattr(model, "label_embed") else []),
         *linear("blocks.{i}.attn.qkv", "blocks/attn/qkv", out_features=fused_heads),
         *linear("blocks.{i}.attn.proj", "blocks/attn/proj"),
         *linear("blocks.{i}.mlp.fc1", "blocks/mlp/fc1"),
@@ -35,26 +36,23 @@ def dit_entries(model: DiT) -> list[Entry]:
     ]
 
 
-def load_dit(model: DiT, state_dict: Mapping[str, np.ndarray], *, source: str = "state dict") -> DiT:
-    """Fills a DiT with official weights.
+def check_positions(model: DiT, state_dict: Mapping[str, np.ndarray], source: str) -> None:
+    """Refuses a state dict whose position table is not the one that a DiT computes.
 
     Args:
-      model: a DiT of the same configuration, or its `jax.eval_shape`.
-      state_dict: arrays under official names, float32, PyTorch layouts.
+      model: a DiT, abstract or not.
+      state_dict: arrays under official names.
       source: what errors call the state dict.
 
-    Returns:
-      A new DiT.
-
     Raises:
-      UserError: a tensor is missing, unexpected or of another shape, or the position table is not the sine-cosine one.
+      UserError: `pos_embed` is there and is not the sine-cosine table of the model's grid.
     """
-    if "pos_embed" in state_dict:
-        table = sincos_2d(*model.grid, model.width)
-        theirs = np.asarray(state_dict["pos_embed"])
-        if theirs.shape != (1, *table.shape) or np.abs(theirs[0] - table).max() > 1e-6:
-            raise UserError(
-                f"{source}: pos_embed is not the fixed sine-cosine table of a {model.grid[0]}×{model.grid[1]} grid: "
-                "this DiT computes its positions and cannot take others"
-            )
-    return load_state_dict(model, state_dict, dit_entries(model), ignore=("pos_embed",), source=source)
+    if "pos_embed" not in state_dict:
+        return
+    table = sincos_2d(*model.grid, model.width)
+    theirs = np.asarray(state_dict["pos_embed"])
+    if theirs.shape != (1, *table.shape) or np.abs(theirs[0] - table).max() > 1e-6:
+        raise UserError(
+            f"{source}: pos_embed is not the fixed sine-cosine table of a {model.grid[0]}×{model.grid[1]} grid: "
+            "this DiT computes its positions and cannot take others"
+        )

@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+def attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None, bias: jax.Array | None = None
+) -> jax.Array:
     """Scaled dot-product attention, softmax(q kᵀ / √d) v, with the softmax in float32 (arXiv 1706.03762, eq. 1).
 
     Args:
@@ -12,6 +14,8 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None =
       k: [B, M, heads, d] keys, same dtype.
       v: [B, M, heads, d] values, same dtype.
       mask: [B, M] bool, True where a key may be attended to; None allows all.
+      bias: [W, heads, N, M] float32 added to the logits, W a divisor of B: element b of the batch takes bias b mod W,
+        as the windows of a Swin layer do. None adds nothing.
 
     Returns:
       [B, N, heads, d], the dtype of `v`.
@@ -25,6 +29,9 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None =
 
     q, k, v = merge(q * jnp.asarray(d**-0.5, q.dtype)), merge(k), merge(v)
     logits = jnp.einsum("bnd,bmd->bnm", q, k, preferred_element_type=jnp.float32)  # [B·heads, N, M]
+    if bias is not None:
+        periods = logits.reshape(-1, bias.shape[0] * heads, *logits.shape[1:])  # [B / W, W·heads, N, M]
+        logits = (periods + bias.reshape(1, -1, *bias.shape[2:])).reshape(logits.shape)  # [B·heads, N, M]
     if mask is not None:
         allowed = jnp.broadcast_to(mask[:, None, None, :], (batch, heads, 1, mask.shape[1]))
         logits = jnp.where(allowed.reshape(batch * heads, 1, -1), logits, jnp.finfo(logits.dtype).min)

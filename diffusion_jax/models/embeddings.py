@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from diffusion_jax.models.conditioning import ConditioningSpec
+
 
 def sincos_1d(coordinates: np.ndarray, width: int) -> np.ndarray:
     """Sine-cosine features of one axis, all sines first.
@@ -96,15 +98,21 @@ class LabelEmbedder(nnx.Module):
     """A table of class embeddings, with one more row for the null class when there is one.
 
     Args:
-      num_classes: K real classes, labels 0…K−1.
+      conditioning: its `num_classes` and `null_class` size the table.
       width: D of the embedding.
-      null_class: whether label K, the null class of classifier-free guidance, exists.
       rngs: initialiser streams; rows ~ N(0, 0.02²).
     """
 
-    def __init__(self, num_classes: int, width: int, *, null_class: bool, rngs: nnx.Rngs):
-        self.table = nnx.Embed(num_classes + null_class, width, embedding_init=nnx.initializers.normal(0.02), rngs=rngs)
+    def __init__(self, conditioning: ConditioningSpec, width: int, *, rngs: nnx.Rngs):
+        rows = conditioning.num_classes + conditioning.null_class
+        self.table = nnx.Embed(rows, width, embedding_init=nnx.initializers.normal(0.02), rngs=rngs)
 
-    def __call__(self, label: jax.Array) -> jax.Array:
-        """Embeds [B] integer labels as [B, D] float32."""
+    def __call__(self, label: jax.Array | None) -> jax.Array:
+        """Embeds [B] integer labels as [B, D] float32.
+
+        Raises:
+          ValueError: no label was given.
+        """
+        if label is None:
+            raise ValueError("a model of classes was called without cond.label")
         return self.table(label)

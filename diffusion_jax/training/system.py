@@ -21,8 +21,9 @@ from diffusion_jax.diffusion.samplers import SAMPLERS, check_sampling
 from diffusion_jax.diffusion.transforms import Transform, clip, dynamic_threshold
 from diffusion_jax.errors import UserError
 from diffusion_jax.interop.autoencoder import load_first_stage
-from diffusion_jax.models.conditioner import CONDITIONERS
-from diffusion_jax.models.dit import DiT
+from diffusion_jax.models.backbones import BACKBONES, backbone_macs
+from diffusion_jax.models.conditioned import Conditioned
+from diffusion_jax.models.conditioner import CONDITIONERS, Conditioner
 from diffusion_jax.models.first_stage import FIRST_STAGES
 from diffusion_jax.parallel.mesh import MeshConfig
 from diffusion_jax.schema import Section
@@ -41,9 +42,6 @@ TIMESTEPS: Mapping[str, Callable[..., LossSecondMoment | None]] = {
 """Timestep samplers by the `name` of the config section `timesteps`."""
 
 GUIDANCES = {"cfg": ClassifierFreeGuidance}
-
-MODELS = {"dit": DiT}
-"""Backbones by the `name` of the config section `model`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +133,7 @@ SCHEMA: Schema = {
     "data": Section(DataConfig),
     "conditioner": Section(CONDITIONERS, frozenset({"num_classes"})),
     "autoencoder": Section(FIRST_STAGES),
-    "model": Section(MODELS, frozenset({"input_shape", "out_channels", "num_classes", "null_class", "rngs"})),
+    "model": Section(BACKBONES, frozenset({"input_shape", "out_channels", "conditioning", "rngs"})),
     "path": Section(PATHS),
     "prediction": Section(Prediction),
     "loss": Section(LOSSES),
@@ -202,19 +200,14 @@ class System:
         self.sampler = self.build("sampler")
         self.guidance = self.build("guidance")
         check_sampling(self.sampler, self.path, self.prediction)
-        self.conditioner = self.build("conditioner", num_classes=facts.num_classes)
+        self.conditioner: Conditioner = self.build("conditioner", num_classes=facts.num_classes)
         if self.guidance.cfg_scale != 1 and not self.conditioner.has_null:
             raise UserError(
-                f"guidance.cfg_scale={self.guidance.cfg_scale} needs a null condition and conditioner.label_drop=0 "
-                "trains none: set guidance.cfg_scale=1, or train with label_drop above 0"
+                f"guidance.cfg_scale={self.guidance.cfg_scale} needs a null condition and conditioner "
+                f"'{config.conditioner.name}' as configured trains none: set guidance.cfg_scale=1, or train a class "
+                "conditioner with label_drop above 0"
             )
         self.first_stage = self.build("autoencoder")
-        missing = self.conditioner.provides - MODELS[config.model.name].conditions
-        if missing:
-            raise UserError(
-                f"model '{config.model.name}' takes no {', '.join(sorted(missing))}, which conditioner "
-                f"'{config.conditioner.name}' provides: choose another model or conditioner"
-            )
 
     def build(self, section: str, **context: Any) -> Any:
         """Builds what a section names."""
@@ -233,17 +226,20 @@ class System:
     @property
     def partition_rules(self) -> Any:
         """How the backbone's parameters split over the mesh."""
-        return MODELS[self.config.model.name].partition_rules
+        return BACKBONES[self.config.model.name].partition_rules
 
     @cached_property
     def macs(self) -> int:
         """Multiply-adds of one forward pass of one image."""
-        return jax.eval_shape(self.init_backbone).macs()
+        return backbone_macs(jax.eval_shape(self.init_backbone), self.latent_shape, self.conditioner.spec)
 
     def init_model(self) -> Any:
-        """What is trained: the backbone, and with it what the loss learns for itself."""
-        backbone = self.init_backbone()
-        return LearnedUncertainty(backbone) if getattr(self.loss, "learned_uncertainty", False) else backbone
+        """What is trained: the backbone, and with it the condition's encoder and what the loss learns for itself."""
+        model = self.init_backbone()
+        encoder = self.conditioner.encoder(nnx.Rngs(keys.purpose_key(self.train.seed, "init_encoder")))
+        if encoder is not None:
+            model = Conditioned(model, encoder)
+        return LearnedUncertainty(model) if getattr(self.loss, "learned_uncertainty", False) else model
 
     def init_backbone(self) -> Any:
         """The backbone at initialisation, a function of the config and `train.seed`."""
@@ -251,8 +247,7 @@ class System:
             "model",
             input_shape=self.latent_shape,
             out_channels=self.prediction.output_channels(self.latent_shape[-1]),
-            num_classes=self.facts.num_classes,
-            null_class=self.conditioner.has_null,
+            conditioning=self.conditioner.spec,
             rngs=nnx.Rngs(keys.purpose_key(self.train.seed, "init")),
         )
 

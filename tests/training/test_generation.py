@@ -10,8 +10,8 @@ from diffusion_jax.config import complete, override
 from diffusion_jax.diffusion.guidance import ClassifierFreeGuidance
 from diffusion_jax.diffusion.paths import DiscretePath
 from diffusion_jax.errors import UserError
-from diffusion_jax.interop.dit import load_dit
-from diffusion_jax.models.conditioning import Conditioning
+from diffusion_jax.interop.backbones import fill_backbone
+from diffusion_jax.models.conditioning import Conditioning, ConditioningSpec
 from diffusion_jax.models.dit import DiT
 from diffusion_jax.parallel.mesh import MeshConfig, make_mesh
 from diffusion_jax.pictures import grid, to_uint8
@@ -23,9 +23,17 @@ from diffusion_jax.training.system import SCHEMA, DatasetFacts, System
 def test_guided_forward_agrees_with_the_official_code(golden, scale):
     data = golden("dit_p2")
     model = jax.eval_shape(
-        lambda: DiT(input_shape=(8, 8, 4), out_channels=8, num_classes=10, depth=2, width=64, heads=4, rngs=nnx.Rngs(0))
+        lambda: DiT(
+            input_shape=(8, 8, 4),
+            out_channels=8,
+            conditioning=ConditioningSpec(num_classes=10, null_class=True),
+            depth=2,
+            width=64,
+            heads=4,
+            rngs=nnx.Rngs(0),
+        )
     )
-    model = load_dit(model, {key[2:]: value for key, value in data.items() if key.startswith("w/")})
+    model = fill_backbone("dit", model, {key[2:]: value for key, value in data.items() if key.startswith("w/")})
     half = data["in/cfg_x"].shape[0] // 2
     x = jnp.moveaxis(jnp.asarray(data["in/cfg_x"][:half]), 1, -1)
     cond, null = (Conditioning(label=jnp.asarray(y, jnp.int32)) for y in np.split(data["in/cfg_y"], 2))

@@ -12,9 +12,10 @@ from diffusion_jax.config import complete, override
 from diffusion_jax.diffusion.losses import HybridLoss
 from diffusion_jax.diffusion.paths import DiscretePath
 from diffusion_jax.diffusion.predictions import Prediction
-from diffusion_jax.interop.dit import dit_entries, load_dit
+from diffusion_jax.interop.backbones import fill_backbone
+from diffusion_jax.interop.dit import dit_entries
 from diffusion_jax.interop.mapping import dump_state_dict
-from diffusion_jax.models.conditioning import Conditioning
+from diffusion_jax.models.conditioning import Conditioning, ConditioningSpec
 from diffusion_jax.models.dit import DiT
 from diffusion_jax.parallel.mesh import MeshConfig, local_rows, make_mesh, replicated, to_global
 from diffusion_jax.training.ema import ema_update
@@ -33,7 +34,7 @@ def test_three_steps_agree_with_the_official_code(golden):
         lambda: DiT(
             input_shape=(8, 8, 4),
             out_channels=8,
-            num_classes=kw["num_classes"],
+            conditioning=ConditioningSpec(num_classes=kw["num_classes"], null_class=True),
             depth=kw["depth"],
             width=kw["hidden_size"],
             heads=kw["num_heads"],
@@ -41,7 +42,7 @@ def test_three_steps_agree_with_the_official_code(golden):
             rngs=nnx.Rngs(0),
         )
     )
-    model = load_dit(model, {key[2:]: value for key, value in data.items() if key.startswith("w/")})
+    model = fill_backbone("dit", model, {key[2:]: value for key, value in data.items() if key.startswith("w/")})
     entries = dit_entries(model)
     loss, path, prediction = HybridLoss(), DiscretePath(), Prediction("epsilon", "learned_range")
     optimizer, _ = adamw(lr=data["config"]["lr"])

@@ -14,7 +14,7 @@ from diffusion_jax.diffusion.guidance import ClassifierFreeGuidance
 from diffusion_jax.diffusion.paths import DiscretePath
 from diffusion_jax.diffusion.predictions import Prediction
 from diffusion_jax.diffusion.samplers import SAMPLERS, initial_noise, sample
-from diffusion_jax.models.conditioning import Conditioning
+from diffusion_jax.models.conditioning import Conditioning, ConditioningSpec
 from diffusion_jax.models.dit import DiT
 
 
@@ -25,7 +25,7 @@ def build_model(dtype):
         return DiT(
             input_shape=(4, 4, 2),
             out_channels=4,
-            num_classes=3,
+            conditioning=ConditioningSpec(num_classes=3, null_class=True),
             patch_size=2,
             depth=1,
             width=16,

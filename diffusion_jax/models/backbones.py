@@ -1,0 +1,70 @@
+"""The backbones, by the `name` of the config section `model`.
+
+A backbone is an NNX module whose constructor takes, beside its own options, `input_shape` (H, W, C), `out_channels`,
+`conditioning` (a `ConditioningSpec`; parts it has no use for raise a `UserError`) and `rngs`. It is called as
+`backbone(x [B, H, W, C], timestep [B], cond) -> [B, H, W, out_channels] float32`, has the class attribute
+`partition_rules`, and `tokens`, the length of its longest sequence.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from diffusion_jax.models.conditioning import ConditioningSpec
+from diffusion_jax.models.dit import DiT
+from diffusion_jax.models.macs import count_macs
+
+BACKBONES: Mapping[str, Any] = {
+    "dit": DiT,
+}
+
+
+def abstract_backbone(
+    name: str,
+    *,
+    input_shape: tuple[int, int, int],
+    out_channels: int,
+    conditioning: ConditioningSpec,
+    **options: Any,
+) -> Any:
+    """A backbone with shapes in place of arrays: nothing is computed or allocated.
+
+    Args:
+      name: one of `BACKBONES`.
+      input_shape: (H, W, C) of x_t.
+      out_channels: channels of the output.
+      conditioning: what the backbone is told.
+      **options: its own options.
+
+    Returns:
+      The module, its parameters being `jax.ShapeDtypeStruct`s.
+
+    Raises:
+      UserError: as the constructor does.
+    """
+
+    def make(key: jax.Array) -> Any:
+        context = {"input_shape": input_shape, "out_channels": out_channels, "conditioning": conditioning}
+        return BACKBONES[name](**context, **options, rngs=nnx.Rngs(key))
+
+    return jax.eval_shape(make, jax.random.key(0))
+
+
+def backbone_macs(backbone: Any, input_shape: tuple[int, int, int], conditioning: ConditioningSpec) -> int:
+    """Multiply-adds of one forward pass of one image.
+
+    Args:
+      backbone: the module, abstract or not.
+      input_shape: (H, W, C) of x_t.
+      conditioning: what the backbone is told.
+
+    Returns:
+      The count of its matrix products and convolutions.
+    """
+    x = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
+    timestep = jax.ShapeDtypeStruct((1,), jnp.float32)
+    cond = conditioning.example(1, *input_shape[:2])
+    return count_macs(lambda backbone, *arguments: backbone(*arguments), backbone, x, timestep, cond)

@@ -1,0 +1,43 @@
+"""What a published model is made of."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from diffusion_jax.models.backbones import abstract_backbone
+from diffusion_jax.models.conditioning import UNCONDITIONAL, ConditioningSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """A backbone as a paper or release describes it.
+
+    Attributes:
+      backbone: one of `BACKBONES`.
+      options: its own options, those of the config section `model`.
+      input_shape: (H, W, C) of x_t in the published experiment.
+      out_channels: channels of the output.
+      conditioning: what it is told.
+      published: its number of parameters as printed in the paper, "675 M"; empty if none is.
+    """
+
+    backbone: str
+    options: Mapping[str, Any]
+    input_shape: tuple[int, int, int]
+    out_channels: int
+    conditioning: ConditioningSpec = UNCONDITIONAL
+    published: str = ""
+
+    def section(self) -> dict[str, Any]:
+        """The `model` section of a config."""
+        return {"name": self.backbone, **self.options}
+
+    def abstract(self) -> Any:
+        """The model with shapes in place of arrays."""
+        return abstract_backbone(
+            self.backbone,
+            input_shape=self.input_shape,
+            out_channels=self.out_channels,
+            conditioning=self.conditioning,
+            **self.options,
+        )

@@ -1,0 +1,136 @@
+"""Layers shared by the transformer backbones: linear, self-attention, cross-attention, MLP."""
+
+from typing import Any
+
+import jax
+from einops import rearrange
+from flax import nnx
+
+from diffusion_jax.models.attention import attention
+
+XAVIER_UNIFORM = nnx.initializers.xavier_uniform()
+
+
+class Linear(nnx.LinearGeneral):
+    """A linear map of the last axis; `features` may be several axes, as (3, heads, d) of a fused qkv.
+
+    The rows of all leading axes become one: with one batch axis the weight gradient is a single matrix product on every
+    backend, 1.5 times faster than over [B, N] on a CPU.
+    """
+
+    def __call__(self, x: jax.Array, out_sharding: Any = None) -> jax.Array:
+        """Maps [..., in] to [..., *features] in the compute dtype."""
+        rows = super().__call__(x.reshape(-1, x.shape[-1]), out_sharding)  # [∏ leading axes, *features]
+        return rows.reshape(*x.shape[:-1], *rows.shape[1:])  # [..., *features]
+
+
+class SelfAttention(nnx.Module):
+    """Multi-head self-attention with one fused projection for q, k and v.
+
+    Args:
+      width: D, divisible by `heads`.
+      heads: number of heads.
+      qkv_bias: whether the fused projection has a bias; the output projection has one.
+      kernel_init: initialiser of both kernels, the fan of the fused one being that of [D, 3D]; biases are zero.
+      dtype: compute dtype.
+      rngs: initialiser streams.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        qkv_bias: bool = True,
+        kernel_init: nnx.Initializer = XAVIER_UNIFORM,
+        dtype: Any,
+        rngs: nnx.Rngs,
+    ):
+        fused = (3, heads, width // heads)
+        self.qkv = Linear(width, fused, use_bias=qkv_bias, kernel_init=kernel_init, dtype=dtype, rngs=rngs)
+        self.proj = Linear(width, width, kernel_init=kernel_init, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Mixes the tokens [B, N, D] of each image; the result has the compute dtype."""
+        qkv = rearrange(self.qkv(x), "b n three h d -> three b n h d")  # [3, B, N, heads, d]
+        out = attention(qkv[0], qkv[1], qkv[2])  # [B, N, heads, d]
+        return self.proj(rearrange(out, "b n h d -> b n (h d)"))  # [B, N, D]
+
+
+class CrossAttention(nnx.Module):
+    """Multi-head attention of image tokens to a context.
+
+    Args:
+      width: D of the tokens.
+      context_width: width of the context.
+      heads: number of heads.
+      head_width: d of a head; None means D / heads.
+      qkv_bias: whether the projections of q, k and v have biases; the output projection has one.
+      kernel_init: initialiser of the kernels, that of k and v fused.
+      dtype: compute dtype.
+      rngs: initialiser streams.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        context_width: int,
+        heads: int,
+        *,
+        head_width: int | None = None,
+        qkv_bias: bool = True,
+        kernel_init: nnx.Initializer = XAVIER_UNIFORM,
+        dtype: Any,
+        rngs: nnx.Rngs,
+    ):
+        d = head_width or width // heads
+        init: dict[str, Any] = {"kernel_init": kernel_init, "dtype": dtype, "rngs": rngs}
+        self.q = Linear(width, (heads, d), use_bias=qkv_bias, **init)
+        self.kv = Linear(context_width, (2, heads, d), use_bias=qkv_bias, **init)
+        self.proj = Linear(heads * d, width, **init)
+
+    def __call__(self, x: jax.Array, context: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """Attends from tokens to a context.
+
+        Args:
+          x: [B, N, D] tokens.
+          context: [B, M, context_width].
+          mask: [B, M] bool, True where the context may be attended to; None allows all.
+
+        Returns:
+          [B, N, D] in the compute dtype.
+        """
+        kv = rearrange(self.kv(context), "b m two h d -> two b m h d")  # [2, B, M, heads, d]
+        out = attention(self.q(x), kv[0], kv[1], mask)  # [B, N, heads, d]
+        return self.proj(rearrange(out, "b n h d -> b n (h d)"))  # [B, N, D]
+
+
+class MLP(nnx.Module):
+    """Linear, GELU, Linear, with biases.
+
+    Args:
+      width: D.
+      hidden: width between the layers.
+      approximate: the tanh form of GELU (DiT) or the exact one (ViT, U-ViT).
+      kernel_init: initialiser of both kernels; biases are zero.
+      dtype: compute dtype.
+      rngs: initialiser streams.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        *,
+        approximate: bool,
+        kernel_init: nnx.Initializer = XAVIER_UNIFORM,
+        dtype: Any,
+        rngs: nnx.Rngs,
+    ):
+        self.approximate = approximate
+        self.fc1 = Linear(width, hidden, kernel_init=kernel_init, dtype=dtype, rngs=rngs)
+        self.fc2 = Linear(hidden, width, kernel_init=kernel_init, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [..., D] to [..., D] in the compute dtype."""
+        return self.fc2(jax.nn.gelu(self.fc1(x), approximate=self.approximate))

@@ -10,7 +10,8 @@ from flax import nnx
 _uniform_fan_in = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
-def _uniform(fan_in: int) -> nnx.Initializer:
+def uniform(fan_in: int) -> nnx.Initializer:
+    """Uniform in ±1/√fan_in, the initialiser of biases."""
     bound = 1 / math.sqrt(fan_in)
     return lambda key, shape, dtype=jnp.float32, out_sharding=None: jax.random.uniform(key, shape, dtype, -bound, bound)
 
@@ -45,7 +46,7 @@ def conv3x3(
         strides=strides,
         padding=padding,
         kernel_init=_uniform_fan_in,
-        bias_init=_uniform(9 * channels),
+        bias_init=uniform(9 * channels),
         dtype=dtype,
         rngs=rngs,
     )
@@ -53,7 +54,7 @@ def conv3x3(
 
 def pointwise(channels: int, features: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Linear:
     """A 1×1 convolution, written as the matrix product it is; arguments and initialisation as for `conv3x3`."""
-    bias_init = _uniform(channels)
+    bias_init = uniform(channels)
     return nnx.Linear(channels, features, kernel_init=_uniform_fan_in, bias_init=bias_init, dtype=dtype, rngs=rngs)
 
 

@@ -3,20 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from diffusion_jax.interop.mapping import Entry, conv, load_state_dict, norm
+from diffusion_jax.interop.mapping import Entry, PerChannel, conv, load_state_dict, norm
 from diffusion_jax.models.discriminator import BatchNorm, NormStats, PatchDiscriminator
-
-
-class _PerChannel:
-    """Theirs is [1, C, 1, 1], ours [C]."""
-
-    def forward(self, theirs: np.ndarray) -> np.ndarray:
-        return theirs.reshape(-1)
-
-    def inverse(self, ours: np.ndarray) -> np.ndarray:
-        return ours.reshape(1, -1, 1, 1)
 
 
 def discriminator_entries(model: PatchDiscriminator) -> list[Entry]:
@@ -29,7 +17,7 @@ def discriminator_entries(model: PatchDiscriminator) -> list[Entry]:
             entries += norm(f"main.{3 + 3 * i}", f"norms/{i}")
         else:
             entries += [
-                Entry(f"main.{3 + 3 * i}.{name}", f"norms/{i}/{name}", _PerChannel()) for name in ("loc", "scale")
+                Entry(f"main.{3 + 3 * i}.{name}", f"norms/{i}/{name}", PerChannel()) for name in ("loc", "scale")
             ]
     return entries + conv(f"main.{2 + 3 * len(model.norms)}", "conv_out")
 

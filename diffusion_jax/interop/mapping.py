@@ -108,6 +108,17 @@ class SplitOutput:
         return ours.reshape(*ours.shape[: ours.ndim - len(self.features)], -1).T
 
 
+@dataclasses.dataclass(frozen=True)
+class PerChannel:
+    """Theirs is [1, C, 1, 1], to be broadcast over images or to be a convolution to one channel; ours is [C]."""
+
+    def forward(self, theirs: np.ndarray) -> np.ndarray:
+        return theirs.reshape(-1)
+
+    def inverse(self, ours: np.ndarray) -> np.ndarray:
+        return ours.reshape(1, -1, 1, 1)
+
+
 SAME = Same()
 LINEAR = Permute((1, 0))  # [out, in] <-> [in, out]
 CONV = Permute((2, 3, 1, 0))  # OIHW <-> HWIO

@@ -8,6 +8,7 @@ from flax import nnx
 
 # The published networks leave their layers at PyTorch's default: weight and bias uniform in ±1/√fan_in.
 _uniform_fan_in = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+_zeros = nnx.initializers.zeros_init()
 
 
 def uniform(fan_in: int) -> nnx.Initializer:
@@ -22,6 +23,7 @@ def conv3x3(
     *,
     strides: int = 1,
     padding: tuple[tuple[int, int], tuple[int, int]] = ((1, 1), (1, 1)),
+    zero_init: bool = False,
     dtype: jnp.dtype,
     rngs: nnx.Rngs,
 ) -> nnx.Conv:
@@ -33,6 +35,7 @@ def conv3x3(
       strides: 1, or 2 to halve H and W.
       padding: zeros ((above, below), (left, right)). With stride 2 the LDM autoencoder pads ((0, 1), (0, 1)), its UNet
         ((1, 1), (1, 1)).
+      zero_init: start at zero, so that what the layer is added to passes unchanged at first.
       dtype: compute dtype; parameters are float32.
       rngs: initialiser streams.
 
@@ -45,17 +48,18 @@ def conv3x3(
         (3, 3),
         strides=strides,
         padding=padding,
-        kernel_init=_uniform_fan_in,
-        bias_init=uniform(9 * channels),
+        kernel_init=_zeros if zero_init else _uniform_fan_in,
+        bias_init=_zeros if zero_init else uniform(9 * channels),
         dtype=dtype,
         rngs=rngs,
     )
 
 
-def pointwise(channels: int, features: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Linear:
+def pointwise(channels: int, features: int, *, zero_init: bool = False, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Linear:
     """A 1×1 convolution, written as the matrix product it is; arguments and initialisation as for `conv3x3`."""
-    bias_init = uniform(channels)
-    return nnx.Linear(channels, features, kernel_init=_uniform_fan_in, bias_init=bias_init, dtype=dtype, rngs=rngs)
+    kernel_init = _zeros if zero_init else _uniform_fan_in
+    bias_init = _zeros if zero_init else uniform(channels)
+    return nnx.Linear(channels, features, kernel_init=kernel_init, bias_init=bias_init, dtype=dtype, rngs=rngs)
 
 
 def upsample_nearest(x: jax.Array) -> jax.Array:
@@ -63,3 +67,9 @@ def upsample_nearest(x: jax.Array) -> jax.Array:
     batch, height, width, channels = x.shape
     x = jnp.broadcast_to(x[:, :, None, :, None], (batch, height, 2, width, 2, channels))
     return x.reshape(batch, 2 * height, 2 * width, channels)  # [B, 2H, 2W, C]
+
+
+def downsample_mean(x: jax.Array) -> jax.Array:
+    """Halves H and W, both even, by the mean of 2×2 pixels: [B, H, W, C] to [B, H/2, W/2, C]."""
+    batch, height, width, channels = x.shape
+    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean((2, 4))  # [B, H/2, W/2, C]

@@ -1,0 +1,82 @@
+"""From uint8 images of any size to the 299 × 299 input of the Inception network, by the rule of each evaluator."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+SIZE = 299
+
+ResizeRule = Literal["tf1_bilinear", "half_pixel_bilinear", "pil_bicubic"]
+ScaleRule = Literal["(x-128)/128", "x/127.5-1"]
+
+
+def tf1_bilinear(images: jax.Array) -> jax.Array:
+    """The bilinear resize of TensorFlow 1: corners not aligned, no half-pixel offset, no antialiasing, no rounding.
+
+    `jax.image.resize` has no such rule: its samples lie half a pixel elsewhere.
+
+    Args:
+      images: [B, H, W, C] float32.
+
+    Returns:
+      [B, 299, 299, C] float32.
+    """
+    return _interpolate(_interpolate(images, axis=2), axis=1)  # horizontally first, as TensorFlow does
+
+
+def half_pixel_bilinear(images: jax.Array) -> jax.Array:
+    """PyTorch's `interpolate(mode="bilinear", align_corners=False)`, which pytorch-fid uses; shapes as `tf1_bilinear`.
+
+    No antialiasing: an image larger than 299 pixels is aliased.
+    """
+    shape = (images.shape[0], SIZE, SIZE, images.shape[3])
+    return jax.image.resize(images, shape, "bilinear", antialias=False, precision=jax.lax.Precision.HIGHEST)
+
+
+def pil_bicubic(images: jax.Array) -> jax.Array:
+    """Pillow's antialiased bicubic filter on float channels, clipped to 0 … 255, not rounded: that of clean-fid.
+
+    Shapes as `tf1_bilinear`.
+    """
+    shape = (images.shape[0], SIZE, SIZE, images.shape[3])
+    resized = jax.image.resize(images, shape, "bicubic", antialias=True, precision=jax.lax.Precision.HIGHEST)
+    return jnp.clip(resized, 0, 255)
+
+
+RESIZES: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "tf1_bilinear": tf1_bilinear,
+    "half_pixel_bilinear": half_pixel_bilinear,
+    "pil_bicubic": pil_bicubic,
+}
+"""Resize rules by the names that results state."""
+
+
+def network_input(images: jax.Array, resize: ResizeRule, scale: ScaleRule) -> jax.Array:
+    """What the Inception network sees of images.
+
+    Args:
+      images: [B, H, W, 3] uint8.
+      resize: how they come to 299 × 299 pixels.
+      scale: how 0 … 255 comes to about −1 … 1.
+
+    Returns:
+      [B, 299, 299, 3] float32.
+    """
+    pixels = RESIZES[resize](images.astype(jnp.float32))
+    return (pixels - 128) / 128 if scale == "(x-128)/128" else pixels / 127.5 - 1
+
+
+def _interpolate(x: jax.Array, axis: int) -> jax.Array:
+    size = x.shape[axis]
+    if size == SIZE:
+        return x
+    # In NumPy, so that the compiler cannot round the coordinates otherwise.
+    coordinate = np.arange(SIZE, dtype=np.float32) * np.float32(size / SIZE)
+    low = coordinate.astype(np.int32)
+    high = np.minimum(low + 1, size - 1)
+    fraction = np.expand_dims(coordinate - low.astype(np.float32), [i for i in range(x.ndim) if i != axis])
+    start = jnp.take(x, low, axis)
+    return start + (jnp.take(x, high, axis) - start) * fraction

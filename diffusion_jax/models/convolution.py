@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 # The published networks leave their layers at PyTorch's default: weight and bias uniform in ±1/√fan_in.
-_uniform_fan_in = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+UNIFORM_FAN_IN = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 _zeros = nnx.initializers.zeros_init()
 
 
@@ -48,7 +48,7 @@ def conv3x3(
         (3, 3),
         strides=strides,
         padding=padding,
-        kernel_init=_zeros if zero_init else _uniform_fan_in,
+        kernel_init=_zeros if zero_init else UNIFORM_FAN_IN,
         bias_init=_zeros if zero_init else uniform(9 * channels),
         dtype=dtype,
         rngs=rngs,
@@ -57,7 +57,7 @@ def conv3x3(
 
 def pointwise(channels: int, features: int, *, zero_init: bool = False, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Linear:
     """A 1×1 convolution, written as the matrix product it is; arguments and initialisation as for `conv3x3`."""
-    kernel_init = _zeros if zero_init else _uniform_fan_in
+    kernel_init = _zeros if zero_init else UNIFORM_FAN_IN
     bias_init = _zeros if zero_init else uniform(channels)
     return nnx.Linear(channels, features, kernel_init=kernel_init, bias_init=bias_init, dtype=dtype, rngs=rngs)
 

@@ -6,6 +6,7 @@ import numpy as np
 from flax import nnx
 
 from diffusion_jax.models.conditioning import ConditioningSpec
+from diffusion_jax.models.convolution import pointwise
 
 
 def sincos_1d(coordinates: np.ndarray, width: int) -> np.ndarray:
@@ -69,7 +70,8 @@ class TimestepEmbedder(nnx.Module):
       time_scale: factor on the timestep before the features; 1 for models told the index 0…999, 1000 for
         continuous-time models told t ∈ [0, 1].
       freq_denominator: see `timestep_features`.
-      rngs: initialiser streams; weights ~ N(0, 0.02²), biases zero.
+      fan_in_init: start uniform in ±1/√fan_in, as the UNets do, instead of weights ~ N(0, 0.02²) and biases zero.
+      rngs: initialiser streams.
     """
 
     def __init__(
@@ -79,14 +81,19 @@ class TimestepEmbedder(nnx.Module):
         features: int = 256,
         time_scale: float = 1.0,
         freq_denominator: int | None = None,
+        fan_in_init: bool = False,
         rngs: nnx.Rngs,
     ):
-        normal = nnx.initializers.normal(0.02)
+        def linear(inputs: int) -> nnx.Linear:
+            if fan_in_init:
+                return pointwise(inputs, width, dtype=jnp.dtype("float32"), rngs=rngs)
+            return nnx.Linear(inputs, width, kernel_init=nnx.initializers.normal(0.02), rngs=rngs)
+
         self.features = features
         self.time_scale = time_scale
         self.freq_denominator = freq_denominator
-        self.fc1 = nnx.Linear(features, width, kernel_init=normal, rngs=rngs)
-        self.fc2 = nnx.Linear(width, width, kernel_init=normal, rngs=rngs)
+        self.fc1 = linear(features)
+        self.fc2 = linear(width)
 
     def __call__(self, timestep: jax.Array) -> jax.Array:
         """Embeds [B] float timesteps as [B, D] float32."""
@@ -100,12 +107,13 @@ class LabelEmbedder(nnx.Module):
     Args:
       conditioning: its `num_classes` and `null_class` size the table.
       width: D of the embedding.
-      rngs: initialiser streams; rows ~ N(0, 0.02²).
+      stddev: standard deviation of the normal initial values.
+      rngs: initialiser streams.
     """
 
-    def __init__(self, conditioning: ConditioningSpec, width: int, *, rngs: nnx.Rngs):
+    def __init__(self, conditioning: ConditioningSpec, width: int, *, stddev: float = 0.02, rngs: nnx.Rngs):
         rows = conditioning.num_classes + conditioning.null_class
-        self.table = nnx.Embed(rows, width, embedding_init=nnx.initializers.normal(0.02), rngs=rngs)
+        self.table = nnx.Embed(rows, width, embedding_init=nnx.initializers.normal(stddev), rngs=rngs)
 
     def __call__(self, label: jax.Array | None) -> jax.Array:
         """Embeds [B] integer labels as [B, D] float32.

@@ -8,13 +8,14 @@ import jax
 RematPolicy = Literal["none", "dots", "full"]
 
 
-def remat(function: Callable, policy: RematPolicy) -> Callable:
-    """Wraps the body of a scan over blocks in `jax.checkpoint`.
+def remat(function: Callable, policy: RematPolicy, *, in_scan: bool = True) -> Callable:
+    """Wraps a block in `jax.checkpoint`.
 
     Args:
-      function: the body.
+      function: the block, or the body of a scan over blocks.
       policy: `"none"` keeps every intermediate (fastest, most memory); `"dots"` keeps the results of matrix products
         with weights and recomputes attention, norms and activations; `"full"` keeps only the block's input.
+      in_scan: whether `function` is the body of a scan.
 
     Returns:
       A function of the same signature and value.
@@ -26,4 +27,4 @@ def remat(function: Callable, policy: RematPolicy) -> Callable:
         "full": jax.checkpoint_policies.nothing_saveable,
     }[policy]
     # Inside a scan XLA cannot merge the recomputation with the forward pass, so the barrier against it only costs.
-    return jax.checkpoint(function, policy=saveable, prevent_cse=False)
+    return jax.checkpoint(function, policy=saveable, prevent_cse=not in_scan)

@@ -9,6 +9,7 @@ from flax import nnx
 from diffusion_jax.models.attention import attention
 
 XAVIER_UNIFORM = nnx.initializers.xavier_uniform()
+ZEROS = nnx.initializers.zeros_init()
 
 
 class Linear(nnx.LinearGeneral):
@@ -31,7 +32,9 @@ class SelfAttention(nnx.Module):
       width: D, divisible by `heads`.
       heads: number of heads.
       qkv_bias: whether the fused projection has a bias; the output projection has one.
-      kernel_init: initialiser of both kernels, the fan of the fused one being that of [D, 3D]; biases are zero.
+      kernel_init: initialiser of both kernels, the fan of the fused one being that of [D, 3D].
+      bias_init: initialiser of both biases.
+      zero_proj: start the output projection at zero, so that what it is added to passes unchanged at first.
       dtype: compute dtype.
       rngs: initialiser streams.
     """
@@ -43,12 +46,16 @@ class SelfAttention(nnx.Module):
         *,
         qkv_bias: bool = True,
         kernel_init: nnx.Initializer = XAVIER_UNIFORM,
+        bias_init: nnx.Initializer = ZEROS,
+        zero_proj: bool = False,
         dtype: Any,
         rngs: nnx.Rngs,
     ):
         fused = (3, heads, width // heads)
-        self.qkv = Linear(width, fused, use_bias=qkv_bias, kernel_init=kernel_init, dtype=dtype, rngs=rngs)
-        self.proj = Linear(width, width, kernel_init=kernel_init, dtype=dtype, rngs=rngs)
+        init = {"kernel_init": kernel_init, "bias_init": bias_init}
+        proj_init = {"kernel_init": ZEROS, "bias_init": ZEROS} if zero_proj else init
+        self.qkv = Linear(width, fused, use_bias=qkv_bias, **init, dtype=dtype, rngs=rngs)
+        self.proj = Linear(width, width, **proj_init, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Mixes the tokens [B, N, D] of each image; the result has the compute dtype."""
@@ -67,6 +74,7 @@ class CrossAttention(nnx.Module):
       head_width: d of a head; None means D / heads.
       qkv_bias: whether the projections of q, k and v have biases; the output projection has one.
       kernel_init: initialiser of the kernels, that of k and v fused.
+      bias_init: initialiser of the biases.
       dtype: compute dtype.
       rngs: initialiser streams.
     """
@@ -80,11 +88,12 @@ class CrossAttention(nnx.Module):
         head_width: int | None = None,
         qkv_bias: bool = True,
         kernel_init: nnx.Initializer = XAVIER_UNIFORM,
+        bias_init: nnx.Initializer = ZEROS,
         dtype: Any,
         rngs: nnx.Rngs,
     ):
         d = head_width or width // heads
-        init: dict[str, Any] = {"kernel_init": kernel_init, "dtype": dtype, "rngs": rngs}
+        init: dict[str, Any] = {"kernel_init": kernel_init, "bias_init": bias_init, "dtype": dtype, "rngs": rngs}
         self.q = Linear(width, (heads, d), use_bias=qkv_bias, **init)
         self.kv = Linear(context_width, (2, heads, d), use_bias=qkv_bias, **init)
         self.proj = Linear(heads * d, width, **init)

@@ -24,18 +24,36 @@ def sincos_1d(coordinates: np.ndarray, width: int) -> np.ndarray:
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
 
 
-def sincos_2d(height: int, width: int, features: int) -> np.ndarray:
+def grid_positions(height: int, width: int, base: tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Where the tokens of a grid stand.
+
+    Args:
+      height: token rows.
+      width: token columns.
+      base: (h, w) of the grid that the positions are measured in: row r stands at r·h/height, column q at q·w/width, so
+        a grid of any size covers the positions of the base grid. None is the grid itself, with whole numbers.
+
+    Returns:
+      Rows and columns of the tokens in row-major order, [height·width] float64 each.
+    """
+    rows, columns = np.divmod(np.arange(height * width), width)
+    base_height, base_width = base or (height, width)
+    return rows * (base_height / height), columns * (base_width / width)
+
+
+def sincos_2d(height: int, width: int, features: int, base: tuple[int, int] | None = None) -> np.ndarray:
     """The fixed position table of MAE and DiT: the first half encodes the column, the second the row.
 
     Args:
       height: token rows.
       width: token columns.
       features: width D of the table, divisible by 4.
+      base: see `grid_positions`.
 
     Returns:
       [height·width, features] float32, tokens in row-major order (arXiv 2212.09748, §3.2).
     """
-    rows, columns = np.divmod(np.arange(height * width), width)
+    rows, columns = grid_positions(height, width, base)
     halves = [sincos_1d(columns, features // 2), sincos_1d(rows, features // 2)]
     return np.concatenate(halves, axis=1).astype(np.float32)
 

@@ -1,12 +1,17 @@
 """Layers shared by the transformer backbones: linear, self-attention, cross-attention, MLP."""
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
+import numpy as np
 from einops import rearrange
 from flax import nnx
 
 from diffusion_jax.models.attention import attention
+from diffusion_jax.models.norms import LayerNorm, RMSNorm
+from diffusion_jax.models.rotary import rotate
+
+QKNorm = Literal["none", "layer", "rms"]
 
 XAVIER_UNIFORM = nnx.initializers.xavier_uniform()
 ZEROS = nnx.initializers.zeros_init()
@@ -32,6 +37,7 @@ class SelfAttention(nnx.Module):
       width: D, divisible by `heads`.
       heads: number of heads.
       qkv_bias: whether the fused projection has a bias; the output projection has one.
+      qk_norm: norm of q and k over each head, with learned scale (arXiv 2302.05442, §2.2).
       kernel_init: initialiser of both kernels, the fan of the fused one being that of [D, 3D].
       bias_init: initialiser of both biases.
       zero_proj: start the output projection at zero, so that what it is added to passes unchanged at first.
@@ -45,6 +51,7 @@ class SelfAttention(nnx.Module):
         heads: int,
         *,
         qkv_bias: bool = True,
+        qk_norm: QKNorm = "none",
         kernel_init: nnx.Initializer = XAVIER_UNIFORM,
         bias_init: nnx.Initializer = ZEROS,
         zero_proj: bool = False,
@@ -52,15 +59,30 @@ class SelfAttention(nnx.Module):
         rngs: nnx.Rngs,
     ):
         fused = (3, heads, width // heads)
+        if qk_norm != "none":
+            norm = {"layer": LayerNorm, "rms": RMSNorm}[qk_norm]
+            self.q_norm, self.k_norm = norm(fused[-1]), norm(fused[-1])
         init = {"kernel_init": kernel_init, "bias_init": bias_init}
         proj_init = {"kernel_init": ZEROS, "bias_init": ZEROS} if zero_proj else init
         self.qkv = Linear(width, fused, use_bias=qkv_bias, **init, dtype=dtype, rngs=rngs)
         self.proj = Linear(width, width, **proj_init, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Mixes the tokens [B, N, D] of each image; the result has the compute dtype."""
-        qkv = rearrange(self.qkv(x), "b n three h d -> three b n h d")  # [3, B, N, heads, d]
-        out = attention(qkv[0], qkv[1], qkv[2])  # [B, N, heads, d]
+    def __call__(self, x: jax.Array, rotation: np.ndarray | None = None) -> jax.Array:
+        """Mixes the tokens of each image.
+
+        Args:
+          x: [B, N, D] tokens.
+          rotation: [N, d / 2] angles by which q and k are rotated after their norm, see `rotary_2d`; None rotates none.
+
+        Returns:
+          [B, N, D] in the compute dtype.
+        """
+        q, k, v = rearrange(self.qkv(x), "b n three h d -> three b n h d")  # [B, N, heads, d] each
+        if hasattr(self, "q_norm"):
+            q, k = self.q_norm(q), self.k_norm(k)
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
+        out = attention(q.astype(v.dtype), k.astype(v.dtype), v)  # [B, N, heads, d]
         return self.proj(rearrange(out, "b n h d -> b n (h d)"))  # [B, N, D]
 
 

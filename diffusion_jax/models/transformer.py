@@ -62,17 +62,18 @@ class SelfAttention(nnx.Module):
         if qk_norm != "none":
             norm = {"layer": LayerNorm, "rms": RMSNorm}[qk_norm]
             self.q_norm, self.k_norm = norm(fused[-1]), norm(fused[-1])
-        init = {"kernel_init": kernel_init, "bias_init": bias_init}
-        proj_init = {"kernel_init": ZEROS, "bias_init": ZEROS} if zero_proj else init
+        init: dict[str, Any] = {"kernel_init": kernel_init, "bias_init": bias_init}
+        proj_init: dict[str, Any] = {"kernel_init": ZEROS, "bias_init": ZEROS} if zero_proj else init
         self.qkv = Linear(width, fused, use_bias=qkv_bias, **init, dtype=dtype, rngs=rngs)
         self.proj = Linear(width, width, **proj_init, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array, rotation: np.ndarray | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, rotation: np.ndarray | None = None, bias: jax.Array | None = None) -> jax.Array:
         """Mixes the tokens of each image.
 
         Args:
           x: [B, N, D] tokens.
           rotation: [N, d / 2] angles by which q and k are rotated after their norm, see `rotary_2d`; None rotates none.
+          bias: added to the logits, see `attention`; None adds nothing.
 
         Returns:
           [B, N, D] in the compute dtype.
@@ -82,7 +83,7 @@ class SelfAttention(nnx.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
-        out = attention(q.astype(v.dtype), k.astype(v.dtype), v)  # [B, N, heads, d]
+        out = attention(q.astype(v.dtype), k.astype(v.dtype), v, bias=bias)  # [B, N, heads, d]
         return self.proj(rearrange(out, "b n h d -> b n (h d)"))  # [B, N, D]
 
 

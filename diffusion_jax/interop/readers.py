@@ -7,6 +7,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.interop.torch_files import read_torch_file
 
 
 class SafetensorsFile(Mapping[str, np.ndarray]):
@@ -38,12 +39,16 @@ class SafetensorsFile(Mapping[str, np.ndarray]):
         return len(self._names)
 
 
-def open_state_dict(path: Path, published: str) -> Mapping[str, np.ndarray]:
+TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
+
+
+def open_state_dict(path: Path, published: str, section: str | None = None) -> Mapping[str, np.ndarray]:
     """Opens a file of weights.
 
     Args:
-      path: a .safetensors file.
+      path: a .safetensors file, or one of PyTorch's (.pt, .pth, .ckpt, .bin).
       published: where the public files of this kind are to be had, for the message when there is none at `path`.
+      section: of a PyTorch checkpoint that holds several sets of weights, which one.
 
     Returns:
       Name to array, in the layout of the file.
@@ -53,6 +58,9 @@ def open_state_dict(path: Path, published: str) -> Mapping[str, np.ndarray]:
     """
     if not path.is_file():
         raise UserError(f"no weights at '{path}': {published}")
+    if path.suffix in TORCH_SUFFIXES:
+        return read_torch_file(path, section)
     if path.suffix != ".safetensors":
-        raise UserError(f"'{path}' is of a format that is not read; .safetensors files and diffusers folders are")
+        known = ", ".join((".safetensors", *TORCH_SUFFIXES))
+        raise UserError(f"'{path}' is of a format that is not read; {known} files and diffusers folders are")
     return SafetensorsFile(path)

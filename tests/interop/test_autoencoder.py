@@ -204,11 +204,9 @@ def test_attention_levels_of_diffusers_are_found():
 def test_files_that_are_not_there_or_not_read(folder, tmp_path):
     with pytest.raises(UserError, match=r"^no weights at 'nowhere/sd-vae': .*stabilityai/sd-vae-ft-ema[^\n]*folder"):
         load_autoencoder("nowhere/sd-vae")
-    (tmp_path / "kl.ckpt").write_bytes(b"")
-    with pytest.raises(
-        UserError, match=r"kl\.ckpt' is of a format that is not read; \.safetensors files and diffusers"
-    ):
-        load_autoencoder(tmp_path / "kl.ckpt")
+    (tmp_path / "kl.h5").write_bytes(b"")
+    with pytest.raises(UserError, match=r"kl\.h5' is of a format that is not read; \.safetensors, \.pt, .*diffusers"):
+        load_autoencoder(tmp_path / "kl.h5")
     save_file({"weight": np.zeros(3)}, tmp_path / "other.safetensors")
     with pytest.raises(UserError, match=r"other\.safetensors' has neither the LDM nor the diffusers names"):
         load_autoencoder(tmp_path / "other.safetensors")

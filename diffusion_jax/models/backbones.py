@@ -15,10 +15,12 @@ from flax import nnx
 
 from diffusion_jax.models.conditioning import ConditioningSpec
 from diffusion_jax.models.dit import DiT
+from diffusion_jax.models.ldm_transformer import LDMTransformer
 from diffusion_jax.models.macs import count_macs
 
 BACKBONES: Mapping[str, Any] = {
     "dit": DiT,
+    "ldm_transformer": LDMTransformer,
 }
 
 

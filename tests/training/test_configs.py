@@ -13,7 +13,11 @@ from diffusion_jax.training.loop import train
 from diffusion_jax.training.system import SCHEMA, DatasetFacts, System
 
 CONFIGS = sorted(pathlib.Path("configs").glob("*.py"))
-PUBLISHED = {"imagenet256_dit:XL/2": 674_834_720, "imagenet256_dit:B/4": 130_426_496}
+PUBLISHED = {
+    "imagenet256_dit:XL/2": 674_834_720,
+    "imagenet256_dit:B/4": 130_426_496,
+    "imagenet256_ldm8_transformer:g": 407_290_896,
+}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 
 from diffusion_jax.errors import UserError, did_you_mean
 from diffusion_jax.models.presets.dit import DIT_PRESETS
+from diffusion_jax.models.presets.ldm_transformer import LDM_TRANSFORMER_PRESETS
 from diffusion_jax.models.presets.preset import Preset
 
-PRESETS: Mapping[str, Preset] = {**DIT_PRESETS}
+PRESETS: Mapping[str, Preset] = {**DIT_PRESETS, **LDM_TRANSFORMER_PRESETS}
 """Every preset; the names are lower case."""
 
 

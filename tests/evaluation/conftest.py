@@ -68,6 +68,21 @@ def golden_features(golden_metrics):
     return make
 
 
+@pytest.fixture(scope="session")
+def golden_logits(golden_metrics):
+    """The logits [n, d] of a named set, by the same rule."""
+
+    def make(name):
+        c = golden_metrics[0][name]
+        centres = _uniform(f"{name}/centre", c["clusters"] * c["d"]).reshape(c["clusters"], c["d"])
+        which = np.floor(c["clusters"] * _uniform(f"{name}/z/which", c["n"])).astype(int)
+        noise = _uniform(f"{name}/z/noise", c["n"] * c["d"]).reshape(c["n"], c["d"])
+        noise = noise + 0.5 * np.roll(noise, 1, axis=1)
+        return (c["spread"] * centres[which] + c["noise"] * noise) - 0.5 * c["spread"]
+
+    return make
+
+
 def _uniform(name, count, seed=FEATURE_SEED):
     return np.random.Generator(np.random.PCG64([seed, zlib.crc32(name.encode())])).random(count)
 

@@ -23,9 +23,7 @@ from diffusion_jax.evaluation.inception_blocks import (
 )
 from diffusion_jax.interop.mapping import CONV, Entry, linear, load_state_dict, parameter_paths
 
-Tap = Literal["64", "192", "768", "2048", "spatial", "logits_unbiased", "logits"]
-
-TAP_WIDTHS: dict[Tap, int] = {
+TAP_WIDTHS = {
     "64": 64,
     "192": 192,
     "768": 768,
@@ -66,7 +64,7 @@ class InceptionV3(nnx.Module):
         self.Mixed_7c = MixedE(2048, "max")
         self.fc = nnx.Linear(2048, 1008, rngs=nnx.Rngs(0))
 
-    def __call__(self, x: jax.Array, precision: NetworkPrecision = "float32") -> dict[Tap, jax.Array]:
+    def __call__(self, x: jax.Array, precision: NetworkPrecision = "float32") -> dict[str, jax.Array]:
         """Features at every tap.
 
         Args:
@@ -82,8 +80,8 @@ class InceptionV3(nnx.Module):
         with jax.default_matmul_precision("highest" if precision == "float32" else "default"):
             return self._taps(x)
 
-    def _taps(self, x: jax.Array) -> dict[Tap, jax.Array]:
-        taps: dict[Tap, jax.Array] = {}
+    def _taps(self, x: jax.Array) -> dict[str, jax.Array]:
+        taps: dict[str, jax.Array] = {}
         x = self.Conv2d_1a_3x3(x)  # [B, 149, 149, 32]
         x = self.Conv2d_2a_3x3(x)  # [B, 147, 147, 32]
         x = self.Conv2d_2b_3x3(x)  # [B, 147, 147, 64]

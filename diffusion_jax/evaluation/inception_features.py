@@ -7,14 +7,15 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.evaluation.inception import TAP_WIDTHS, InceptionV3, NetworkPrecision, Tap
+from diffusion_jax.evaluation.inception import TAP_WIDTHS, InceptionV3, NetworkPrecision
+from diffusion_jax.evaluation.protocols import Protocol
 from diffusion_jax.evaluation.resize import ResizeRule, ScaleRule, network_input
 
 # Large enough for full speed, small enough to hold the first layers' activations: 30 MB an image.
 IMAGES_PER_DEVICE = {"cpu": 16}
 IMAGES_PER_ACCELERATOR = 64
 
-METRIC_TAPS: tuple[Tap, ...] = ("2048", "spatial", "logits_unbiased")
+METRIC_TAPS: tuple[str, ...] = ("2048", "spatial", "logits_unbiased")
 
 
 class InceptionFeatures:
@@ -35,6 +36,7 @@ class InceptionFeatures:
 
     Attributes:
       feature_width: 2048.
+      widths: features per image, by tap.
       name: what results call the extractor.
     """
 
@@ -47,7 +49,7 @@ class InceptionFeatures:
         resize: ResizeRule = "tf1_bilinear",
         scale: ScaleRule = "(x-128)/128",
         precision: NetworkPrecision = "float32",
-        taps: tuple[Tap, ...] = METRIC_TAPS,
+        taps: tuple[str, ...] = METRIC_TAPS,
         weights_sha256: str | None = None,
         devices: list[jax.Device] | None = None,
         images_per_device: int | None = None,
@@ -58,6 +60,7 @@ class InceptionFeatures:
         self.batch_size = len(devices) * (images_per_device or IMAGES_PER_DEVICE.get(platform, IMAGES_PER_ACCELERATOR))
         self.resize, self.scale, self.precision = resize, scale, precision
         self.taps = taps
+        self.widths = {tap: TAP_WIDTHS[tap] for tap in taps}
         self.weights_sha256 = weights_sha256
         self.name = "inception-2015-12-05" + ("" if precision == "float32" else "-fast")
         self._platform = platform
@@ -67,11 +70,29 @@ class InceptionFeatures:
         self._prepare = jax.jit(lambda images: network_input(images, resize, scale))
         self._run = jax.jit(self._chosen_taps)
 
-    def _chosen_taps(self, network: InceptionV3, x: jax.Array) -> dict[Tap, jax.Array]:
+    @classmethod
+    def under(
+        cls,
+        protocol: Protocol,
+        network: InceptionV3,
+        weights_sha256: str | None,
+        precision: NetworkPrecision = "float32",
+    ) -> "InceptionFeatures":
+        """The extractor that a protocol's metrics need."""
+        return cls(
+            network,
+            resize=protocol.resize,
+            scale=protocol.scale,
+            precision=precision,
+            taps=("2048", "spatial", protocol.logits),
+            weights_sha256=weights_sha256,
+        )
+
+    def _chosen_taps(self, network: InceptionV3, x: jax.Array) -> dict[str, jax.Array]:
         features = network(x, self.precision)
         return {tap: features[tap] for tap in self.taps}
 
-    def measure(self, images: np.ndarray) -> dict[Tap, np.ndarray]:
+    def measure(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """Features at every chosen tap.
 
         Args:
@@ -84,7 +105,7 @@ class InceptionFeatures:
           UserError: images of another dtype or shape.
         """
         check_images(images)
-        parts: dict[Tap, list[jax.Array]] = {tap: [] for tap in self.taps}
+        parts: dict[str, list[jax.Array]] = {tap: [] for tap in self.taps}
         for start in range(0, len(images), self.batch_size):
             batch = images[start : start + self.batch_size]
             missing = self.batch_size - len(batch)

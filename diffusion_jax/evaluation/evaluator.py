@@ -1,0 +1,231 @@
+"""Scores of uint8 images under a protocol, from batches that are seen once and not kept."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+import diffusion_jax
+from diffusion_jax.errors import UserError, did_you_mean
+from diffusion_jax.evaluation.frechet import frechet_distance
+from diffusion_jax.evaluation.inception_features import InceptionFeatures
+from diffusion_jax.evaluation.inception_score import inception_score
+from diffusion_jax.evaluation.kid import kernel_distance
+from diffusion_jax.evaluation.precision_recall import precision_recall
+from diffusion_jax.evaluation.protocols import Protocol
+from diffusion_jax.evaluation.references import Reference
+from diffusion_jax.evaluation.statistics import FeatureStatistics
+
+METRIC_NEEDS = {
+    "fid": "2048",
+    "sfid": "spatial",
+    "inception_score": "logits",
+    "kid": "features",
+    "precision": "features",
+    "recall": "features",
+    "density": "features",
+    "coverage": "features",
+}
+"""Metrics of the Inception network by name, and what they are computed from."""
+
+# As many images as features: below, the covariance is singular and the distance far too large.
+LEAST_IMAGES = 2048
+FEW_IMAGES = 10_000
+
+
+class Evaluator:
+    """Measures sets of images against one reference; the compiled network is used again for each set.
+
+    In a run of several processes all must call `measure` with the same images; each runs the network on its share.
+
+    Args:
+      protocol: by which rules.
+      extractor: prepared as the protocol says: `InceptionFeatures.under`.
+      reference: statistics of the real images; None where only the Inception Score is wanted.
+      metrics: names in `METRIC_NEEDS`; None takes those that the protocol's papers report.
+      allow_few: measure Fréchet distances of fewer than 2048 images.
+
+    Raises:
+      UserError: an unknown metric, or one that the reference has not enough for.
+    """
+
+    def __init__(
+        self,
+        protocol: Protocol,
+        extractor: InceptionFeatures,
+        reference: Reference | None,
+        metrics: Sequence[str] | None = None,
+        allow_few: bool = False,
+    ):
+        self.protocol = protocol
+        self.extractor = extractor
+        self.reference = reference
+        self.metrics = tuple(metrics or protocol.metrics)
+        self.allow_few = allow_few
+        check_metrics(self.metrics)
+        for metric in self.metrics:
+            _check_reference(metric, reference)
+
+    def measure(self, batches: Iterable[np.ndarray]) -> dict[str, Any]:
+        """Scores images.
+
+        Args:
+          batches: uint8 [B, H, W, 3] each, every image of the set once.
+
+        Returns:
+          `metrics`: name to value, with `inception_score_std` and `kid_std` beside theirs; `count`; and
+          `images_sha256`, the checksum of all pixels in order.
+
+        Raises:
+          UserError: images that the network does not take, or too few of them.
+        """
+        needs = {METRIC_NEEDS[metric] for metric in self.metrics}
+        sums: dict[str, FeatureStatistics] = {
+            tap: FeatureStatistics(self.extractor.widths[tap]) for tap in ("2048", "spatial") if tap in needs
+        }
+        kept: dict[str, list[np.ndarray]] = {"features": [], "logits": []}
+        digest, count = hashlib.sha256(), 0
+        for images in batches:
+            measured = self._share(images)
+            digest.update(images.tobytes())
+            count += len(images)
+            for tap, statistics in sums.items():
+                statistics.update(measured[tap])
+            if "features" in needs:
+                kept["features"].append(measured["2048"])
+            if "logits" in needs:
+                kept["logits"].append(measured[self.protocol.logits])
+        check_count(count, self.metrics, self.allow_few)
+        values = self._distances(sums)
+        if "inception_score" in self.metrics:
+            score = inception_score(
+                np.concatenate(kept["logits"]), self.protocol.inception_splits, self.protocol.inception_score
+            )
+            values |= {"inception_score": score.mean, "inception_score_std": score.std}
+        if "features" in needs:
+            values |= self._neighbours(np.concatenate(kept["features"]))
+        return {"metrics": values, "count": count, "images_sha256": digest.hexdigest()}
+
+    def _share(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """The features of a batch, of which each process computes a part."""
+        processes = jax.process_count()
+        if processes == 1:
+            return self.extractor.measure(images)
+        rows = -(-len(images) // processes)
+        own = images[jax.process_index() * rows :][:rows]
+        measured = {}
+        for tap, features in self.extractor.measure(own).items():
+            filled = np.zeros((rows, features.shape[1]), np.float32)
+            filled[: len(features)] = features
+            gathered = multihost_utils.process_allgather(filled)  # [P, rows, D]
+            measured[tap] = np.asarray(gathered).reshape(-1, features.shape[1])[: len(images)]
+        return measured
+
+    def _distances(self, sums: dict[str, FeatureStatistics]) -> dict[str, float]:
+        values: dict[str, float] = {}
+        for metric, tap in (("fid", "2048"), ("sfid", "spatial")):
+            if metric in self.metrics and self.reference is not None:
+                values[metric] = frechet_distance(*sums[tap].finalise(), *self.reference.moments[tap])
+        return values
+
+    def _neighbours(self, features: np.ndarray) -> dict[str, float]:
+        """The metrics that compare images one by one."""
+        assert self.reference is not None and self.reference.features is not None
+        real = self.reference.features
+        values: dict[str, float] = {}
+        if "kid" in self.metrics:
+            size = self.protocol.kid_subset_size
+            distance = kernel_distance(real, features, self.protocol.kid_subsets, size, self.protocol.kid_seed)
+            values |= {"kid": distance.mean, "kid_std": distance.std}
+        if wanted := {"precision", "recall", "density", "coverage"} & set(self.metrics):
+            found = precision_recall(real, features, self.protocol.neighbours, strict=self.protocol.strict)
+            values |= {name: value for name, value in found._asdict().items() if name in wanted}
+        return values
+
+
+def check_metrics(metrics: Sequence[str]) -> None:
+    """Raises UserError unless all are names in `METRIC_NEEDS`."""
+    for metric in metrics:
+        if metric not in METRIC_NEEDS:
+            raise UserError(f"metric '{metric}' is not known{did_you_mean(metric, METRIC_NEEDS)}")
+
+
+def check_count(count: int, metrics: Sequence[str], allow_few: bool) -> None:
+    """Raises UserError if a Fréchet distance is asked of too few images."""
+    distances = [metric for metric in metrics if metric in ("fid", "sfid")]
+    if distances and count < LEAST_IMAGES and not allow_few:
+        raise UserError(
+            f"{distances[0]} of {count} images says little: below {LEAST_IMAGES} the covariance is singular, and "
+            "papers use 50,000; give more images, or --allow-few"
+        )
+
+
+def _check_reference(metric: str, reference: Reference | None) -> None:
+    need = METRIC_NEEDS[metric]
+    if need == "logits":
+        return
+    if reference is None:
+        raise UserError(f"metric '{metric}' compares with real images; name them by --reference")
+    if need in ("2048", "spatial") and need not in reference.moments:
+        raise UserError(f"{reference.name}: has no mu_s and sigma_s, from which sFID is made; leave out '{metric}'")
+    if need == "features" and reference.features is None:
+        raise UserError(
+            f"{reference.name}: holds no images or features, which '{metric}' compares with; leave it out of "
+            "--metrics, or name real images"
+        )
+
+
+def full_result(evaluator: Evaluator, measured: dict[str, Any], samples: dict[str, Any]) -> dict[str, Any]:
+    """A result file: the values, and everything that they depend on.
+
+    Args:
+      evaluator: that measured.
+      measured: from `Evaluator.measure`.
+      samples: what the images are: their file and checksum, or checkpoint, sampler and labels.
+    """
+    protocol, reference, count = evaluator.protocol, evaluator.reference, measured["count"]
+    warnings = list(reference.facts.get("warnings", [])) if reference else []
+    if {"fid", "sfid"} & set(evaluator.metrics):
+        if count < FEW_IMAGES:
+            warnings.append(f"a Fréchet distance of {count} images lies far above that of {protocol.sample_count}")
+        elif count != protocol.sample_count:
+            warnings.append(f"{count} images, where protocol {protocol.name} takes {protocol.sample_count}")
+    if samples.get("uint8", protocol.uint8) != protocol.uint8:
+        warnings.append(f"samples made uint8 by {samples['uint8']}, where {protocol.name} takes {protocol.uint8}")
+    if evaluator.extractor.precision != "float32":
+        warnings.append("the network ran at reduced precision: not for publication")
+    return {
+        **measured,
+        "protocol": protocol.describe(),
+        "samples": {"uint8": "as stored", "label_law": "not known", **samples},
+        "reference": reference.facts if reference else None,
+        "extractor": evaluator.extractor.describe(),
+        "statistics": "float64 sums, divisor n − 1; distances by symmetric eigenvalues, no offset",
+        "precision_recall": "float64 distances" if {"precision", "recall"} & set(evaluator.metrics) else None,
+        "warnings": warnings,
+        "versions": {module.__name__: module.__version__ for module in (diffusion_jax, jax, np)},
+    }
+
+
+def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+    """Why two results must not be compared, one line each; none if they may."""
+
+    def facts(result: dict[str, Any]) -> dict[str, Any]:
+        reference = result.get("reference") or {}
+        protocol = result.get("protocol") or {}
+        return {
+            "protocol": protocol.get("name"),
+            "extractor": result["extractor"].get("name"),
+            "weights of the extractor": result["extractor"].get("weights_sha256"),
+            "resize": result["extractor"].get("resize"),
+            "number of images": result["count"],
+            "reference": reference.get("sha256") or reference.get("identity"),
+            "uint8 rule": result["samples"].get("uint8"),
+            "labels": result["samples"].get("label_law"),
+        }
+
+    other = facts(theirs)
+    return [f"{name}: {value} and {other[name]}" for name, value in facts(ours).items() if value != other[name]]

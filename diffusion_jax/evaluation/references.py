@@ -1,0 +1,191 @@
+"""What samples are compared with: stored statistics in the formats of the field, or the images themselves."""
+
+import dataclasses
+import hashlib
+import io
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.evaluation.image_sets import DAMAGE, ImageSet, SampleFile
+from diffusion_jax.evaluation.inception_features import InceptionFeatures
+from diffusion_jax.evaluation.statistics import FeatureStatistics
+from diffusion_jax.files import write_atomically
+
+Moments = tuple[np.ndarray, np.ndarray]
+
+# By tap: the names under which ADM's files and pytorch-fid's keep mean and covariance.
+KEYS = {"2048": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
+
+# Images kept for metrics that compare images one by one; as many as ADM's files hold.
+KEPT_IMAGES = 10_000
+STORED_PRECISION = 1e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """Statistics of real images.
+
+    Attributes:
+      name: what messages call it.
+      moments: by tap, mean [D] and covariance [D, D], float64, of all the images.
+      features: [M, 2048] of some or all of the images, for KID, precision and recall; None if there are none.
+      facts: what a result states of it, ready for JSON.
+    """
+
+    name: str
+    moments: Mapping[str, Moments]
+    features: np.ndarray | None
+    facts: dict[str, Any]
+
+
+def reference_from_images(images: ImageSet, extractor: InceptionFeatures, keep: int = KEPT_IMAGES) -> Reference:
+    """Measures real images.
+
+    Args:
+      images: every one is used once, as it is.
+      extractor: with the taps "2048" and "spatial".
+      keep: features kept for KID, precision and recall, of images evenly spaced over the set.
+
+    Raises:
+      UserError: fewer than two images, or images that the extractor does not take.
+    """
+    statistics = {tap: FeatureStatistics(extractor.widths[tap]) for tap in extractor.taps if tap in KEYS}
+    keep = min(keep, images.count)
+    kept = np.zeros(images.count, bool)
+    kept[np.arange(keep) * images.count // max(keep, 1)] = True
+    features, seen = [], 0
+    for batch in images.batches():
+        measured = extractor.measure(batch["image"])
+        for tap, sums in statistics.items():
+            sums.update(measured[tap])
+        features.append(measured["2048"][kept[seen : seen + len(batch["image"])]])
+        seen += len(batch["image"])
+    facts = {
+        **images.describe(),
+        "count": seen,
+        "image_shape": list(images.image_shape),
+        "extractor": extractor.name,
+        "weights_sha256": extractor.weights_sha256,
+        "resize": extractor.resize,
+        "scale": extractor.scale,
+        "kept_features": keep,
+    }
+    moments = {tap: sums.finalise() for tap, sums in statistics.items()}
+    return Reference(images.name, moments, np.concatenate(features) if keep else None, facts)
+
+
+def write_reference(path: pathlib.Path, reference: Reference) -> None:
+    """Writes `mu`, `sigma`, `mu_s`, `sigma_s` under the names of ADM and pytorch-fid, `n`, `features`, and `info`.
+
+    `info` is a JSON string of the facts. ADM's and pytorch-fid's own programs read the file.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    arrays: dict[str, np.ndarray] = {
+        "n": np.array(reference.facts["count"]),
+        "info": np.array(json.dumps(reference.facts)),
+    }
+    for tap, (mean, covariance) in reference.moments.items():
+        mean_key, covariance_key = KEYS[tap]
+        arrays |= {mean_key: mean, covariance_key: covariance}
+    if reference.features is not None:
+        arrays["features"] = reference.features
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    try:
+        write_atomically(path, buffer.getvalue())
+    except OSError as error:
+        raise UserError(f"--out {path}: cannot be written ({error.strerror}); use another place") from error
+
+
+def is_statistics_file(path: pathlib.Path) -> bool:
+    """Whether a .npz holds stored statistics, not images alone."""
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            return "mu" in archive.files or "sigma" in archive.files
+    except DAMAGE:
+        return False
+
+
+def read_reference(path: pathlib.Path, extractor: InceptionFeatures, allow_other_resize: bool = False) -> Reference:
+    """Reads the statistics files of this library, of ADM (`VIRTUAL_*.npz`) and of pytorch-fid.
+
+    Args:
+      path: a .npz with `mu` and `sigma`, perhaps `mu_s` and `sigma_s`, and perhaps images `arr_0`, which are measured.
+      extractor: through which the samples are seen.
+      allow_other_resize: take statistics that were recorded under another resize rule, network or scale, as U-ViT's
+        ImageNet numbers did.
+
+    Raises:
+      UserError: a damaged file, a missing key, moments of another width or that are none, or a record that does not
+        fit the extractor.
+    """
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            names = set(archive.files)
+            arrays = {key: archive[key] for keys in KEYS.values() for key in keys if key in names}
+            info = json.loads(str(archive["info"])) if "info" in names else {}
+            count = int(archive["n"]) if "n" in names else None
+            features = archive["features"] if "features" in names else None
+    except FileNotFoundError:
+        raise UserError(f"--reference {path}: there is no such file") from None
+    except DAMAGE as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: is damaged or no .npz file ({reason}); write or fetch it again") from error
+    moments = {
+        tap: _moments(path, arrays, tap, extractor.widths[tap])
+        for tap, keys in KEYS.items()
+        if tap in extractor.widths and (tap == "2048" or keys[0] in names)
+    }
+    warnings = _check_record(path, info, extractor, allow_other_resize)
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if features is None and "arr_0" in names:
+        features = np.concatenate([extractor.features(batch["image"]) for batch in SampleFile(path).batches()])
+    facts = {
+        "file": path.name,
+        "sha256": digest,
+        "count": count,
+        "recorded": info or "nothing: the file does not say how it was made",
+        "kept_features": 0 if features is None else len(features),
+        "warnings": warnings,
+    }
+    return Reference(str(path), moments, features, facts)
+
+
+def _moments(path: pathlib.Path, arrays: Mapping[str, np.ndarray], tap: str, width: int) -> Moments:
+    mean_key, covariance_key = KEYS[tap]
+    for key in (mean_key, covariance_key):
+        if key not in arrays:
+            raise UserError(
+                f"{path}: has no '{key}'; statistics files have mu and sigma, and mu_s and sigma_s for sFID"
+            )
+    mean, covariance = (np.asarray(arrays[key], np.float64) for key in (mean_key, covariance_key))
+    if mean.shape != (width,) or covariance.shape != (width, width):
+        raise UserError(
+            f"{path}: {mean_key} {list(mean.shape)} and {covariance_key} {list(covariance.shape)} are of another "
+            f"network; [{width}] and [{width}, {width}] are needed"
+        )
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        raise UserError(f"{path}: {mean_key} or {covariance_key} has values that are not finite; compute it again")
+    if np.abs(covariance - covariance.T).max() > STORED_PRECISION * np.abs(covariance).max():
+        raise UserError(f"{path}: {covariance_key} is not symmetric; it is damaged")
+    return mean, covariance
+
+
+def _check_record(path: pathlib.Path, info: dict[str, Any], extractor: InceptionFeatures, allow: bool) -> list[str]:
+    """What differs between the record and the extractor; an error unless it is allowed."""
+    ours = {"extractor": extractor.name, "resize": extractor.resize, "scale": extractor.scale}
+    differing = [f"{key} {info[key]}, not {value}" for key, value in ours.items() if info.get(key, value) != value]
+    if differing and not allow:
+        raise UserError(
+            f"{path}: was made with {'; '.join(differing)}; choose the protocol it was made for, or "
+            "--allow-other-resize to mix them and have it stated"
+        )
+    return [f"reference made with {text}" for text in differing]

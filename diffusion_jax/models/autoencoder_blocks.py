@@ -210,9 +210,13 @@ class Decoder(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [B, h, w, in_channels] to [B, f·h, f·w, out_channels] in the compute dtype, without an output bound."""
+        return self.conv_out(self.features(x))  # [B, H, W, out_channels]
+
+    def features(self, x: jax.Array) -> jax.Array:
+        """What the last convolution reads, [B, f·h, f·w, widths[0]]: the adversarial weight is a gradient there."""
         x = self.mid(self.conv_in(x))  # [B, h, w, widths[-1]]
         for i in reversed(range(len(self.levels))):
             x = self.levels[i](x)  # [B, H/2^i, W/2^i, widths[i]]
             if i > 0:
                 x = self.upsamplers[i - 1](upsample_nearest(x))  # [B, H/2^(i-1), W/2^(i-1), widths[i]]
-        return self.conv_out(jax.nn.silu(self.norm_out(x)))  # [B, H, W, out_channels]
+        return jax.nn.silu(self.norm_out(x))  # [B, H, W, widths[0]]

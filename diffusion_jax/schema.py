@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from diffusion_jax.errors import UserError, did_you_mean
+from diffusion_jax.imports import import_class
 
 REQUIRED = inspect.Parameter.empty
 
@@ -34,17 +35,21 @@ class Section:
         all the keys there are.
       context: arguments that the program supplies because they follow from other sections; not keys.
       default: the `name` of a section that a config leaves out; None where it must choose.
+      importable: what a class must derive from to be named as "package.module:Class"; None allows no such names.
     """
 
     constructors: Mapping[str, Callable[..., Any]] | Callable[..., Any]
     context: frozenset[str] = frozenset()
     default: str | None = None
+    importable: type | None = None
 
     def constructor(self, place: str, values: Mapping[str, Any]) -> Callable[..., Any]:
         """The constructor that the section's values ask for; `UserError` if there is none of that name."""
         if not isinstance(self.constructors, Mapping):
             return self.constructors
         name = values.get("name", self.default)
+        if self.importable and isinstance(name, str) and ":" in name:
+            return import_class(f"{place}.name", name, self.importable)
         if not isinstance(name, str) or name not in self.constructors:
             raise UserError(f"{place}.name={name!r} is not known{did_you_mean(str(name), self.constructors)}")
         return self.constructors[name]

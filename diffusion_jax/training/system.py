@@ -133,7 +133,9 @@ SCHEMA: Schema = {
     "data": Section(DataConfig),
     "conditioner": Section(CONDITIONERS, frozenset({"num_classes"})),
     "autoencoder": Section(FIRST_STAGES),
-    "model": Section(BACKBONES, frozenset({"input_shape", "out_channels", "conditioning", "rngs"})),
+    "model": Section(
+        BACKBONES, frozenset({"input_shape", "out_channels", "conditioning", "rngs"}), importable=nnx.Module
+    ),
     "path": Section(PATHS),
     "prediction": Section(Prediction),
     "loss": Section(LOSSES),
@@ -226,7 +228,7 @@ class System:
     @property
     def partition_rules(self) -> Any:
         """How the backbone's parameters split over the mesh."""
-        return BACKBONES[self.config.model.name].partition_rules
+        return getattr(SCHEMA["model"].constructor("model", self.config.model), "partition_rules", ())
 
     @cached_property
     def macs(self) -> int:

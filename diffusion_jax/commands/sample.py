@@ -5,7 +5,8 @@
 
 Writes samples.npz (arr_0: uint8 [N, H, W, 3], arr_1: int labels; the format of ADM's evaluation) and samples.png, a
 labelled grid of the first ones. Sample i is a function of the checkpoint, its label, --seed and i: neither the number
-of samples nor the batch size nor the machine changes it.
+of samples nor the batch size nor the number of devices changes it. All images of a batch are drawn, wanted or not: for
+a few samples a --batch-size of their number saves time.
 
 Everything that the run's config says of sampling can be overridden, for example --config.sampler.eta=1 or
 --config.guidance.interval="(0.3, 2.0)"; `diffusion-jax samplers` lists the samplers and their options.
@@ -39,7 +40,9 @@ def define_flags(values: flags.FlagValues) -> None:
     number("seed", 0, "Seed of the samples.", lower_bound=0, upper_bound=2**32 - 1, flag_values=values)
     flags.DEFINE_enum("params", None, ["ema", "raw"], "Which weights; by default the config's.", flag_values=values)
     text("step", "latest", "The checkpoint's step, or latest.", flag_values=values)
-    number("batch_size", None, "Images at once; by default the config's.", lower_bound=1, flag_values=values)
+    number(
+        "batch_size", None, "Images at once on each device; by default the config's.", lower_bound=1, flag_values=values
+    )
     flags.DEFINE_bool("overwrite", False, "Replace samples already in --out.", flag_values=values)
     flags.DEFINE_list("overrides", [], "Filled with the --config.… arguments.", flag_values=values)
     text("guide_workdir", None, "A weaker run of the same kind for autoguidance.", flag_values=values)

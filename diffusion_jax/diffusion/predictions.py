@@ -118,40 +118,53 @@ class Prediction:
 
     def to_x0(self, mean: Array, x: Array, point: Point) -> Array:
         """The predicted data [B, ..., C] from the first C output channels `mean`; arguments as in `target`."""
-        point = align(point, x)
-        match self.kind:
-            case "epsilon":
-                return (x - point.sigma * mean) / point.alpha
-            case "x0":
-                return mean
-            case "v":
-                return (point.alpha * x - point.sigma * mean) / (point.alpha**2 + point.sigma**2)
-            case "score":
-                return (x + point.sigma**2 * mean) / point.alpha
-            case "velocity":
-                return (point.sigma_dot * x - point.sigma * mean) / point.delta
-            case "edm":
-                c = self.scalings(point)
-                return c.c_skip * x / point.alpha + c.c_out * mean
+        if self.kind == "x0":
+            return mean
+        of_x, of_mean = self._x0_weights(align(point, x))
+        return of_x * x + of_mean * mean
 
     def to_epsilon(self, mean: Array, x: Array, point: Point) -> Array:
         """The predicted noise [B, ..., C] from the first C output channels `mean`; arguments as in `target`."""
-        point = align(point, x)
+        if self.kind == "epsilon":
+            return mean
+        of_x, of_mean = self._epsilon_weights(align(point, x))
+        return of_x * x + of_mean * mean
+
+    # Both conversions are weighted sums, with weights per noise level. Dividing x-sized arrays instead would cost more,
+    # and would tie the last bit of a sample to the number of devices: XLA turns such divisions into products or not,
+    # depending on whether it partitions the program.
+    def _x0_weights(self, point: Point) -> tuple[Array, Array]:
         match self.kind:
             case "epsilon":
-                return mean
-            case "x0":
-                return (x - point.alpha * mean) / point.sigma
+                return 1 / point.alpha, -point.sigma / point.alpha
             case "v":
-                return (point.sigma * x + point.alpha * mean) / (point.alpha**2 + point.sigma**2)
+                total = point.alpha**2 + point.sigma**2
+                return point.alpha / total, -point.sigma / total
             case "score":
-                return -point.sigma * mean
+                return 1 / point.alpha, point.sigma**2 / point.alpha
             case "velocity":
-                return (point.alpha * mean - point.alpha_dot * x) / point.delta
+                return point.sigma_dot / point.delta, -point.sigma / point.delta
+            case "edm":
+                c = self.scalings(point)
+                return c.c_skip / point.alpha, c.c_out
+        raise ValueError(f"{self.kind} is the data itself")
+
+    def _epsilon_weights(self, point: Point) -> tuple[Array, Array]:
+        match self.kind:
+            case "x0":
+                return 1 / point.sigma, -point.alpha / point.sigma
+            case "v":
+                total = point.alpha**2 + point.sigma**2
+                return point.sigma / total, point.alpha / total
+            case "score":
+                return namespace(point.sigma).zeros_like(point.sigma), -point.sigma
+            case "velocity":
+                return -point.alpha_dot / point.delta, point.alpha / point.delta
             case "edm":
                 # (x/α − D)/κ with κ divided out of both terms.
                 c_in = self.scalings(point).c_in
-                return c_in * (point.kappa * c_in * x / point.alpha - self.sigma_data * mean)
+                return c_in**2 * point.kappa / point.alpha, -c_in * self.sigma_data
+        raise ValueError(f"{self.kind} is the noise itself")
 
     def x0_error_factor(self, point: Point) -> Array:
         """|Δx_0|²/|Δmean|² at fixed x: what turns a squared error of this kind into one of the data."""

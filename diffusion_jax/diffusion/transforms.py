@@ -35,7 +35,7 @@ def dynamic_threshold(quantile: float = 0.995) -> Transform:
         magnitude = jnp.abs(x0).reshape(x0.shape[0], -1)  # B, H·W·C
         limit = jnp.maximum(jnp.quantile(magnitude, quantile, axis=1), 1.0)  # B
         limit = limit.reshape(-1, *[1] * (x0.ndim - 1))
-        return jnp.clip(x0, -limit, limit) / limit
+        return jnp.clip(x0, -limit, limit) * (1 / limit)
 
     return transform
 

@@ -69,17 +69,18 @@ class SampleStream:
       system: the run's parts.
       mesh: the mesh; each batch is split over its batch axes.
       guide: a weaker network to guide by, or None.
+      rows: images that each device of the batch axes draws at once; None means `sample.batch_size`. Float32 samples are
+        the same bit for bit on any number of such devices as long as this number stays; another number, or a model
+        split over "fsdp" or "tensor", may round a matrix product otherwise.
 
     Raises:
       UserError: a sampler or guidance that does not fit the model.
     """
 
-    def __init__(self, system: System, mesh: Mesh, guide: Guide | None = None):
+    def __init__(self, system: System, mesh: Mesh, guide: Guide | None = None, rows: int | None = None):
         self.mesh = mesh
         self.weak = guide.model if guide else None
-        parts = batch_parts(mesh)
-        # Rounded up to what the mesh divides.
-        self.batch_size = -(-system.sample.batch_size // parts) * parts
+        self.batch_size = (rows or system.sample.batch_size) * batch_parts(mesh)
         function = make_sample_function(system, guide.combine if guide else None)
         self.draw = jax.jit(function, out_shardings=replicated(mesh))
 
@@ -134,6 +135,12 @@ def parse_labels(text: str, num: int, num_classes: int, seed: int) -> np.ndarray
     if not labels or max(labels) >= num_classes:
         raise UserError(f"--labels {text}: this model's classes are 0 to {num_classes - 1}")
     return np.resize(np.asarray(labels, np.int32), num)
+
+
+def grid_stream(system: System, mesh: Mesh) -> SampleStream:
+    """The stream for `draw_grid`, with no more images on each device than the grid needs."""
+    needed = -(-system.sample.grid // batch_parts(mesh))
+    return SampleStream(system, mesh, rows=min(needed, system.sample.batch_size))
 
 
 def draw_grid(system: System, stream: SampleStream, model: Any, first_stage: Any, path: pathlib.Path) -> None:

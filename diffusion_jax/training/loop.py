@@ -18,7 +18,7 @@ from diffusion_jax.parallel import processes
 from diffusion_jax.parallel.mesh import batch_parts, local_rows, make_mesh, replicated, to_global
 from diffusion_jax.parallel.peak import peak_flops_per_second
 from diffusion_jax.training.checkpoints import Checkpoints, versions
-from diffusion_jax.training.generation import SampleStream, draw_grid
+from diffusion_jax.training.generation import draw_grid, grid_stream
 from diffusion_jax.training.metrics import MetricWriter, ProgressLine
 from diffusion_jax.training.setup import abstract_state, new_state, shardings_of
 from diffusion_jax.training.signals import StopRequest
@@ -146,7 +146,7 @@ class Loop:
         self.metadata, self.workdir, self.learning_rate = metadata, workdir, learning_rate
         self.saved: int | None = None
         self.snapshots = Checkpoints(workdir, folder="snapshots") if system.train.ema_widths else None
-        self.stream = SampleStream(system, mesh) if system.train.sample_every else None
+        self.stream = grid_stream(system, mesh) if system.train.sample_every else None
 
     def run(
         self, state: TrainState, step: int, step_function: Callable, first_stage: Any, source: Source, rows: np.ndarray

@@ -104,7 +104,7 @@ class SampleConfig:
 
     Attributes:
       params: "ema" (what papers report) or "raw" weights.
-      batch_size: images drawn at once, over all devices; a matter of memory and speed only.
+      batch_size: images that each device draws at once; a matter of memory and speed, and of the last bit.
       grid: number of images in the grids drawn during training.
       transform: correction of the predicted data at every step: "clip" to [−1, 1], or "dynamic_threshold" (Imagen);
         both are right for pixels and wrong for latents.

@@ -112,7 +112,7 @@ class PredictorCorrector(GridSampler):
         predicted = row.x * x + row.epsilon * epsilon + row.noise * z
         if self.corrector_steps == 0:
             return State(predicted)
-        score = -epsilon / row.point.sigma
+        score = (-1 / row.point.sigma) * epsilon
         z_norm, score_norm = self._norm(z), self._norm(score)
         step_size = 2 * row.langevin * (self.snr * z_norm / score_norm) ** 2
         corrected = x + step_size * score + jnp.sqrt(2 * step_size) * z

@@ -74,11 +74,13 @@ SELECTED = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) 
 def test_same_images_on_any_number_of_devices(name):
     """Bit for bit where every device has as many samples; else up to the rounding of the network's matrix products."""
     draw, model = drawing(name), build_model("float32")
-    eight = on_devices(draw, model, range(8), 8)
-    assert np.all(np.isfinite(eight)) and len(np.unique(eight[:, 0, 0, 0])) == 8
-    np.testing.assert_array_equal(on_devices(draw, model, [5, 2], 2), eight[[5, 2]])
+    eight = on_devices(draw, model, range(16), 8)
+    assert np.all(np.isfinite(eight)) and len(np.unique(eight[:, 0, 0, 0])) == 16
+    # rk45 computes its coefficients inside the program, where the compiler rounds them as it likes; the others read them.
+    tolerance = 1e-4 if name == "rk45" else 0
+    np.testing.assert_allclose(on_devices(draw, model, [4, 5], 1), eight[4:6], rtol=0, atol=tolerance)
     if name in QUICK:
-        one = on_devices(draw, model, range(8), 1)
+        one = on_devices(draw, model, range(16), 1)
         np.testing.assert_allclose(one, eight, rtol=0, atol=1e-4 * max(1, eight.std()))
 
 

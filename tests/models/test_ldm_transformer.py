@@ -1,6 +1,8 @@
 """LDM-Transformer against the counts of its specification, a forward pass written out in NumPy, and its acceptance
 checks; no official code or weights exist."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +20,8 @@ from diffusion_jax.models.embeddings import sincos_2d
 from diffusion_jax.models.ldm_transformer import LDMTransformer
 from diffusion_jax.models.patches import patchify, unpatchify
 from diffusion_jax.models.presets import preset
+from diffusion_jax.parallel.mesh import MeshConfig, make_mesh
+from diffusion_jax.parallel.partition import make_shardings, path_name
 
 TEN = ConditioningSpec(num_classes=10, null_class=True)
 IMAGENET = ConditioningSpec(num_classes=1000, null_class=True)
@@ -305,6 +309,16 @@ def test_bfloat16_computes_close_to_float32_and_keeps_float32_parameters(fresh, 
     out, want = call(half, *inputs, label), call(fresh, *inputs, label)
     assert out.dtype == jnp.float32
     assert 1e-4 < np.abs(out - want).max() / np.std(want) < 0.1
+
+
+def test_every_matrix_of_the_blocks_is_split_both_ways():
+    mesh = make_mesh(MeshConfig(data=1, fsdp=2, tensor=4))
+    shardings = make_shardings(preset("ldm8-transformer").abstract(), LDMTransformer.partition_rules, mesh)
+    specs = {path_name(path): leaf.spec for path, leaf in jax.tree_util.tree_leaves_with_path(shardings)}
+    blocks = {name: spec for name, spec in specs.items() if re.search(r"blocks/.*kernel", name)}
+    assert len(blocks) == 8 and all({"fsdp", "tensor"} <= set(spec) for spec in blocks.values())
+    for pattern, _ in LDMTransformer.partition_rules:
+        assert any(re.search(pattern, name) for name in specs), pattern
 
 
 @pytest.mark.parametrize(

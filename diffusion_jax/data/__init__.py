@@ -6,6 +6,7 @@ from typing import Literal
 from diffusion_jax.data.digits import Digits
 from diffusion_jax.data.folder import ImageFolder
 from diffusion_jax.data.loader import Batch, all_records, batches
+from diffusion_jax.data.shapes import Annotation, Shapes
 from diffusion_jax.data.sources import BadImage, Record, SkipBadImages, Source
 from diffusion_jax.data.tfds import Tfds
 from diffusion_jax.data.transforms import ImageDecoder
@@ -29,7 +30,7 @@ class DataConfig:
     """Which images to read, and how.
 
     Attributes:
-      name: "digits", "folder:PATH" or "tfds:NAME".
+      name: "digits", "shapes" (or "shapes:images=20000,shapes=3"), "folder:PATH" or "tfds:NAME".
       image_size: height and width of the images handed out, in pixels.
       split: "train", "test", …; "all" reads everything that is not divided into splits.
       channels: 3 (RGB) or 1 (grey).
@@ -38,6 +39,8 @@ class DataConfig:
         ADM and DiT did.
       on_bad_image: "raise" stops at an image that cannot be decoded and names it; "skip" reads the next one instead
         and counts it in the batch's `bad_images`.
+      annotations: what records hold beside image and label, where the data set has it: "boxes", "caption", "mask",
+        "segmentation".
       data_dir: where TFDS keeps prepared data sets; None is its own default.
       num_threads: reading threads per process (per worker if there are workers), ≥ 1.
       num_workers: reading processes beside the main one, ≥ 0; 0 reads with threads only.
@@ -51,6 +54,7 @@ class DataConfig:
     flip: bool = False
     exif_orientation: bool = True
     on_bad_image: Literal["raise", "skip"] = "raise"
+    annotations: tuple[Annotation, ...] = ()
     data_dir: str | None = None
     num_threads: int = 8
     num_workers: int = 0
@@ -64,6 +68,8 @@ class DataConfig:
             raise UserError(f"data.channels={self.channels}: must be 1 (grey) or 3 (RGB)")
         if self.on_bad_image not in ("raise", "skip"):
             raise UserError(f"data.on_bad_image={self.on_bad_image!r}: must be 'raise' or 'skip'")
+        if self.annotations and self.flip:
+            raise UserError("data.flip mirrors images but not their data.annotations: set data.flip=False")
 
 
 def open_source(config: DataConfig) -> Source:
@@ -73,15 +79,25 @@ def open_source(config: DataConfig) -> Source:
       UserError: the name is unknown, the data is missing or empty, or the set has no such split or size.
     """
     kind, _, place = config.name.partition(":")
+    if config.annotations and kind != "shapes":
+        raise UserError(f"data.annotations={config.annotations}: '{config.name}' has none; set data.annotations=()")
     decode = ImageDecoder(config.image_size, config.channels, config.exif_orientation)
     source: Source
     if config.name == "digits":
         source = Digits(config.split, config.image_size, config.channels)
+    elif kind == "shapes":
+        source = Shapes.parse(
+            place,
+            split=config.split,
+            image_size=config.image_size,
+            channels=config.channels,
+            annotations=config.annotations,
+        )
     elif kind == "folder" and place:
         source = ImageFolder(place, config.split, decode)
     elif kind == "tfds" and place:
         source = Tfds(place, config.split, decode, config.data_dir)
     else:
-        known = ("digits", "folder:PATH", "tfds:NAME")
+        known = ("digits", "shapes", "folder:PATH", "tfds:NAME")
         raise UserError(f"data.name={config.name!r}: no such data set{did_you_mean(config.name, known)}")
     return SkipBadImages(source) if config.on_bad_image == "skip" else source

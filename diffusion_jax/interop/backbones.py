@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffusion_jax.errors import UserError, did_you_mean
-from diffusion_jax.interop.dit import check_positions, dit_entries
+from diffusion_jax.interop.dit import UNUSED, check_positions, dit_entries
 from diffusion_jax.interop.mapping import Entry, load_state_dict
 from diffusion_jax.models.backbones import abstract_backbone
 from diffusion_jax.models.conditioning import UNCONDITIONAL, ConditioningSpec
@@ -28,7 +28,7 @@ class OfficialNames(NamedTuple):
 
 
 OFFICIAL_NAMES: Mapping[str, OfficialNames] = {
-    "dit": OfficialNames(dit_entries, ignore=("pos_embed",), check=check_positions),
+    "dit": OfficialNames(dit_entries, ignore=UNUSED, check=check_positions),
 }
 """The name tables, by backbone."""
 

@@ -1,21 +1,33 @@
-"""DiT, the diffusion transformer with adaLN-Zero blocks (arXiv 2212.09748)."""
+"""DiT, the diffusion transformer (arXiv 2212.09748), with the refinements that later papers made to it."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.conditioning import Conditioning, ConditioningSpec
+from diffusion_jax.models.dit_blocks import (
+    AdaLNBlock,
+    BlockDesign,
+    CrossAttentionBlock,
+    FinalLayer,
+    Layers,
+    MLPKind,
+    NormKind,
+    PlainBlock,
+)
 from diffusion_jax.models.embeddings import LabelEmbedder, TimestepEmbedder, sincos_2d
-from diffusion_jax.models.norms import layer_norm
 from diffusion_jax.models.patches import patch_grid, patchify, unpatchify
 from diffusion_jax.models.precision import DTypeName, Precision
+from diffusion_jax.models.projector import Projector
 from diffusion_jax.models.remat import RematPolicy, remat
-from diffusion_jax.models.transformer import MLP, Linear, SelfAttention
+from diffusion_jax.models.rotary import rotary_2d
+from diffusion_jax.models.transformer import Linear, QKNorm
 
 
 class DiTSize(NamedTuple):
@@ -32,6 +44,9 @@ DIT_SIZES: Mapping[str, DiTSize] = {
     "L": DiTSize(24, 1024, 16),
     "XL": DiTSize(28, 1152, 16),
 }
+
+MODERN: Mapping[str, Any] = {"norm": "rms", "mlp": "swiglu", "qk_norm": "rms", "rope": True, "time_scale": 1000.0}
+"""What the `modern` presets set beside the size, for velocity networks told t ∈ [0, 1]; the defaults are `classic`."""
 
 
 def dit_config(variant: str) -> dict[str, int]:
@@ -52,87 +67,60 @@ def dit_config(variant: str) -> dict[str, int]:
     return {**DIT_SIZES[size]._asdict(), "patch_size": int(patch)}
 
 
-def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
-    """Applies one [B, D] shift and scale to all tokens of [B, N, D]: x (1 + scale) + shift."""
-    return x * (1 + scale[:, None]) + shift[:, None]
-
-
-class DiTBlock(nnx.Module):
-    """The adaLN-Zero block: shift, scale and gate of both branches are regressed from c; the identity at the start.
-
-    Args:
-      width: D.
-      heads: number of heads.
-      hidden: width of the MLP.
-      precision: the mixed-precision policy.
-      rngs: initialiser streams; `modulation` starts at zero.
-    """
-
-    def __init__(self, width: int, heads: int, hidden: int, *, precision: Precision, rngs: nnx.Rngs):
-        zeros = nnx.initializers.zeros_init()
-        self.attn = SelfAttention(width, heads, dtype=precision.compute_dtype, rngs=rngs)
-        self.mlp = MLP(width, hidden, approximate=True, dtype=precision.compute_dtype, rngs=rngs)
-        self.modulation = nnx.Linear(width, 6 * width, kernel_init=zeros, rngs=rngs)
-
-    def __call__(self, x: jax.Array, c: jax.Array) -> jax.Array:
-        """Maps tokens [B, N, D] and the activated condition SiLU(c) [B, D] float32 to [B, N, D], dtype of x."""
-        shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = jnp.split(self.modulation(c), 6, axis=-1)
-
-        def branch(layer, x, shift, scale, gate):
-            h = layer(modulate(layer_norm(x), shift, scale))
-            return (x.astype(jnp.float32) + gate[:, None] * h.astype(jnp.float32)).astype(x.dtype)
-
-        x = branch(self.attn, x, shift_attn, scale_attn, gate_attn)
-        return branch(self.mlp, x, shift_mlp, scale_mlp, gate_mlp)
-
-
-class FinalLayer(nnx.Module):
-    """Modulated norm and the linear head to patches; head and modulation start at zero, so the output does too."""
-
-    def __init__(self, width: int, out_features: int, *, rngs: nnx.Rngs):
-        zeros = nnx.initializers.zeros_init()
-        self.modulation = nnx.Linear(width, 2 * width, kernel_init=zeros, rngs=rngs)
-        self.linear = nnx.Linear(width, out_features, kernel_init=zeros, rngs=rngs)
-
-    def __call__(self, x: jax.Array, c: jax.Array) -> jax.Array:
-        """Maps tokens [B, N, D] and SiLU(c) [B, D] to [B, N, out_features] float32."""
-        shift, scale = jnp.split(self.modulation(c), 2, axis=-1)
-        return self.linear(modulate(layer_norm(x), shift, scale))  # [B, N, p²·C]
-
-
 class DiT(nnx.Module):
     """Class-conditional diffusion transformer over image or latent patches.
 
+    The defaults are the published model ("classic"); `MODERN` lists what newer ones set.
+
     Args:
-      input_shape: (H, W, C) of x_t; H and W divisible by `patch_size`.
+      input_shape: (H, W, C) of x_t; H and W divisible by `patch_size`, square or not.
       out_channels: channels of the output, 2C with a learned variance.
       conditioning: what the model is told; a class label, or nothing for an unconditional model.
       depth: number of blocks L.
       width: D, divisible by 4 and by `heads`.
       heads: attention heads.
       patch_size: side p of a patch.
-      mlp_ratio: hidden width of the MLP over D.
+      mlp_ratio: hidden width of the MLP over D; SwiGLU has ⅔ of it.
+      block: how blocks are told time and class: `adaln_zero`, `adaln` (no gates), `cross_attention` (to the two
+        embeddings) or `in_context` (the two embeddings as further tokens).
+      norm: LayerNorm (`layer`), or RMSNorm with a learned scale (`rms`), everywhere.
+      mlp: `gelu` in its tanh form, or `swiglu`.
+      qk_norm: norm of queries and keys over each head, for stability in bfloat16.
+      rope: rotate queries and keys by row and column, beside the added position table.
+      modulation_shift: whether the modulation of the adaLN designs shifts.
+      mlp_norm_eps: eps of the norm before the MLP; diffusers takes 1e-5 unless told otherwise.
+      base_grid: token rows and columns (h, w) whose positions a grid of another size shares: row r of H/p stands at
+        r · h/(H/p), as in diffusers and LightningDiT. With the grid of a trained model, its weights see familiar
+        positions at a new resolution. None counts rows and columns by ones.
       time_scale: factor on the timestep; 1 for the index 0…999, 1000 for t ∈ [0, 1].
       freq_denominator: d of the time frequencies 10000^(−i/d); 128 official, 127 as diffusers computes them.
+      repa_depth: the block, counted from 1, whose tokens `project` maps to patch features (REPA); 0 for none. REPA
+        takes 8.
+      repa_width: width of those features, 768 for DINOv2-B.
+      repa_hidden: hidden width of the projector.
       remat: rematerialisation policy of the blocks.
       dtype: compute dtype.
       residual_dtype: dtype of the residual stream.
       rngs: initialiser streams.
 
     Raises:
-      UserError: sizes that do not divide, or a condition other than a class label.
+      UserError: sizes that do not divide, options that exclude each other, or a condition other than a class label.
     """
 
     # Head- and hidden-wise over "tensor", the other matrix axis over "fsdp".
     partition_rules = (
-        (r"blocks/attn/qkv/kernel", PartitionSpec(None, "fsdp", None, "tensor", None)),
-        (r"blocks/attn/qkv/bias", PartitionSpec(None, None, "tensor", None)),
-        (r"blocks/attn/proj/kernel", PartitionSpec(None, "tensor", "fsdp")),
+        (r"blocks/(attn/qkv|cross/kv)/kernel", PartitionSpec(None, "fsdp", None, "tensor", None)),
+        (r"blocks/(attn/qkv|cross/kv)/bias", PartitionSpec(None, None, "tensor", None)),
+        (r"blocks/cross/q/kernel", PartitionSpec(None, "fsdp", "tensor", None)),
+        (r"blocks/cross/q/bias", PartitionSpec(None, "tensor", None)),
+        (r"blocks/(attn|cross)/proj/kernel", PartitionSpec(None, "tensor", "fsdp")),
         (r"blocks/mlp/fc1/kernel", PartitionSpec(None, "fsdp", "tensor")),
         (r"blocks/mlp/fc1/bias", PartitionSpec(None, "tensor")),
-        (r"blocks/mlp/fc2/kernel", PartitionSpec(None, "tensor", "fsdp")),
+        (r"blocks/mlp/w12/kernel", PartitionSpec(None, "fsdp", None, "tensor")),
+        (r"blocks/mlp/w12/bias", PartitionSpec(None, None, "tensor")),
+        (r"blocks/mlp/(fc2|w3)/kernel", PartitionSpec(None, "tensor", "fsdp")),
         (r"blocks/modulation/kernel", PartitionSpec(None, "fsdp", None)),
-        (r"time_embed/fc\d/kernel|final/modulation/kernel", PartitionSpec("fsdp", None)),
+        (r"time_embed/fc\d/kernel|final/modulation/kernel|projector/fc\d/kernel", PartitionSpec("fsdp", None)),
         (r"label_embed/table/embedding", PartitionSpec(None, "fsdp")),
     )
 
@@ -147,8 +135,19 @@ class DiT(nnx.Module):
         heads: int = 16,
         patch_size: int = 2,
         mlp_ratio: float = 4.0,
+        block: BlockDesign = "adaln_zero",
+        norm: NormKind = "layer",
+        mlp: MLPKind = "gelu",
+        qk_norm: QKNorm = "none",
+        rope: bool = False,
+        modulation_shift: bool = True,
+        mlp_norm_eps: float = 1e-6,
+        base_grid: tuple[int, int] | None = None,
         time_scale: float = 1.0,
         freq_denominator: int = 128,
+        repa_depth: int = 0,
+        repa_width: int = 768,
+        repa_hidden: int = 2048,
         remat: RematPolicy = "none",
         dtype: DTypeName = "float32",
         residual_dtype: DTypeName = "float32",
@@ -158,27 +157,49 @@ class DiT(nnx.Module):
         conditioning.check("dit", frozenset({"label"}))
         if width % heads or width % 4:
             raise UserError(f"model.width={width} must be divisible by 4 and by model.heads={heads}")
+        if rope and width // heads % 4:
+            raise UserError(
+                f"model.rope needs heads of a width divisible by 4, not {width // heads}: choose model.heads"
+            )
+        if base_grid is not None and min(base_grid) < 1:
+            raise UserError(f"model.base_grid={base_grid}: rows and columns must be at least 1")
+        if not 0 <= repa_depth <= depth:
+            raise UserError(f"model.repa_depth={repa_depth}: must be 0 (none) or one of the {depth} blocks")
+        self.adaln = block in ("adaln_zero", "adaln")
+        if not modulation_shift and not self.adaln:
+            raise UserError(f"model.modulation_shift=False: block '{block}' has no modulation; leave it True")
+        self.conditioning = conditioning
         self.precision = Precision(dtype, residual_dtype)
         self.remat = remat
         self.depth, self.width, self.patch_size = depth, width, patch_size
         self.grid = patch_grid(height, image_width, patch_size)
-        hidden = int(width * mlp_ratio)
+        self.base_grid = base_grid
+        self.in_context = block == "in_context"
+        self.head_width = width // heads if rope else 0
+        self.repa_depth = repa_depth
+        compute = self.precision.compute_dtype
+        layers = Layers(width, heads, mlp_ratio, norm, mlp, qk_norm, mlp_norm_eps, compute)
 
-        def block(key: jax.Array) -> DiTBlock:
-            return DiTBlock(width, heads, hidden, precision=self.precision, rngs=nnx.Rngs(key))
+        def make_block(key: jax.Array) -> AdaLNBlock | CrossAttentionBlock | PlainBlock:
+            rngs = nnx.Rngs(key)
+            if self.adaln:
+                return AdaLNBlock(layers, gate=block == "adaln_zero", shift=modulation_shift, rngs=rngs)
+            return PlainBlock(layers, rngs=rngs) if self.in_context else CrossAttentionBlock(layers, rngs=rngs)
 
         self.patch_embed = Linear(
             patch_size**2 * channels,
             width,
             kernel_init=nnx.initializers.xavier_uniform(),
-            dtype=self.precision.compute_dtype,
+            dtype=compute,
             rngs=rngs,
         )
         self.time_embed = TimestepEmbedder(width, time_scale=time_scale, freq_denominator=freq_denominator, rngs=rngs)
         if conditioning.num_classes:
             self.label_embed = LabelEmbedder(conditioning, width, rngs=rngs)
-        self.blocks = jax.vmap(block)(jax.random.split(rngs.params(), depth))
-        self.final = FinalLayer(width, patch_size**2 * out_channels, rngs=rngs)
+        self.blocks = jax.vmap(make_block)(jax.random.split(rngs.params(), depth))
+        self.final = FinalLayer(layers, patch_size**2 * out_channels, modulated=self.adaln, rngs=rngs)
+        if repa_depth:
+            self.projector = Projector(width, repa_hidden, repa_width, dtype=compute, rngs=rngs)
 
     def __call__(self, x: jax.Array, timestep: jax.Array, cond: Conditioning) -> jax.Array:
         """Predicts the path's target for noisy inputs.
@@ -191,24 +212,68 @@ class DiT(nnx.Module):
         Returns:
           [B, H, W, out_channels] float32.
         """
-        tokens, c = self.embed(x, timestep, cond)  # [B, N, D], [B, D]
+        tokens, condition = self.embed(x, timestep, cond)  # [B, N, D], [B, D] or [B, M, D]
+        tokens, _ = self._run_blocks(tokens, condition)  # [B, N, D]
+        return self._to_image(tokens, condition)  # [B, H, W, out_channels]
 
-        def body(tokens: jax.Array, block: DiTBlock) -> tuple[jax.Array, None]:
-            return block(tokens, c), None
+    def project(self, x: jax.Array, timestep: jax.Array, cond: Conditioning) -> tuple[jax.Array, jax.Array]:
+        """The prediction, and what its tokens say of patch features; for training only (REPA, arXiv 2410.06940).
 
-        tokens, _ = jax.lax.scan(remat(body, self.remat), tokens, self.blocks)
-        return unpatchify(self.final(tokens, c), self.grid, self.patch_size)  # [B, H, W, out_channels]
+        Args: those of a call.
+
+        Returns:
+          [B, H, W, out_channels] float32, the value of a call, and [B, N, repa_width] float32, row-major.
+
+        Raises:
+          ValueError: the model has no projector.
+        """
+        if not self.repa_depth:
+            raise ValueError("project of a DiT with repa_depth 0")
+        tokens, condition = self.embed(x, timestep, cond)  # [B, N, D], [B, D] or [B, M, D]
+        tokens, tapped = self._run_blocks(tokens, condition, self.repa_depth)  # [B, N, D] each
+        return self._to_image(tokens, condition), self.projector(tapped)
 
     def embed(self, x: jax.Array, timestep: jax.Array, cond: Conditioning) -> tuple[jax.Array, jax.Array]:
-        """The input of the blocks: tokens [B, N, D] in the residual dtype, and SiLU(c) [B, D] float32."""
+        """The input of the blocks.
+
+        Args: those of a call.
+
+        Returns:
+          Tokens [B, N, D] in the residual dtype, and the condition float32: SiLU(c) [B, D] of the adaLN designs, else
+          the embeddings of time and class as tokens [B, M, D], M = 2 or, without classes, 1.
+        """
         tokens = self.patch_embed(patchify(x, self.patch_size))  # [B, N, D]
-        tokens = tokens.astype(jnp.float32) + sincos_2d(*self.grid, self.width)
-        c = self.time_embed(timestep)  # [B, D]
+        tokens = tokens.astype(jnp.float32) + sincos_2d(*self.grid, self.width, self.base_grid)
+        parts = [self.time_embed(timestep)]  # [B, D]
         if hasattr(self, "label_embed"):
-            c = c + self.label_embed(cond.label)
-        return tokens.astype(self.precision.residual_dtype), jax.nn.silu(c)
+            parts.append(self.label_embed(cond.label))  # [B, D]
+        condition = jax.nn.silu(sum(parts[1:], parts[0])) if self.adaln else jnp.stack(parts, axis=1)
+        return tokens.astype(self.precision.residual_dtype), condition
+
+    def _run_blocks(self, tokens: jax.Array, condition: jax.Array, tap: int = 0) -> tuple[jax.Array, Any]:
+        """The image tokens [B, N, D] after all blocks, and after block `tap`, counted from 1; None if it is 0."""
+        count = tokens.shape[1]
+        rotation = rotary_2d(*self.grid, self.head_width, self.base_grid) if self.head_width else None  # [N, d/2]
+        if self.in_context:
+            tokens = jnp.concatenate([tokens, condition.astype(tokens.dtype)], axis=1)  # [B, N + M, D]
+            if rotation is not None:  # the condition has no place in the image and is not rotated
+                rotation = np.pad(rotation, ((0, condition.shape[1]), (0, 0)))  # [N + M, d/2]
+
+        def body(carry: tuple, layer: tuple) -> tuple[tuple, None]:
+            (tokens, tapped), (number, block) = carry, layer
+            tokens = block(tokens, condition, rotation)  # [B, N (+ M), D]
+            return (tokens, jnp.where(number == tap, tokens, tapped) if tap else None), None
+
+        start = (tokens, jnp.zeros_like(tokens) if tap else None)
+        layers = (np.arange(1, self.depth + 1), self.blocks)
+        (tokens, tapped), _ = jax.lax.scan(remat(body, self.remat), start, layers)
+        return jax.tree.map(lambda tokens: tokens[:, :count], (tokens, tapped))  # [B, N, D]
+
+    def _to_image(self, tokens: jax.Array, condition: jax.Array) -> jax.Array:
+        return unpatchify(self.final(tokens, condition), self.grid, self.patch_size)  # [B, H, W, out_channels]
 
     @property
     def tokens(self) -> int:
-        """Length N of the sequence."""
-        return self.grid[0] * self.grid[1]
+        """Length of the sequence, the tokens of an in-context condition included."""
+        context = 1 + hasattr(self, "label_embed") if self.in_context else 0
+        return self.grid[0] * self.grid[1] + context

@@ -6,79 +6,87 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from diffusion_jax.diffusion.denoiser import reversed_time
+from diffusion_jax.diffusion.guidance import ClassifierFreeGuidance
+from diffusion_jax.diffusion.paths import LinearPath
 from diffusion_jax.errors import UserError
 from diffusion_jax.interop.backbones import fill_backbone
 from diffusion_jax.interop.dit import dit_entries
 from diffusion_jax.interop.mapping import dump_state_dict
-from diffusion_jax.models.backbones import backbone_macs
-from diffusion_jax.models.conditioning import Conditioning, ConditioningSpec
+from diffusion_jax.interop.sit import sit_state_dict
+from diffusion_jax.models.backbones import abstract_backbone, backbone_macs
+from diffusion_jax.models.conditioning import UNCONDITIONAL, Conditioning, ConditioningSpec
 from diffusion_jax.models.dit import DiT, dit_config
+from diffusion_jax.models.dit_blocks import modulate
 from diffusion_jax.models.embeddings import sincos_2d, timestep_features
+from diffusion_jax.models.presets import PRESETS
 
-IMAGENET = ConditioningSpec(num_classes=1000, null_class=True)
-
-PUBLISHED = {  # variant: (parameters, Gflops as published, one multiply-add each)
-    "S/8": (33_142_016, 0.36),
-    "S/4": (32_920_448, 1.41),
-    "S/2": (32_865_056, 6.06),
-    "B/8": (130_869_248, 1.42),
-    "B/4": (130_426_496, 5.56),
-    "B/2": (130_315_808, 23.01),
-    "L/8": (458_578_432, 5.01),
-    "L/4": (457_988_224, 19.70),
-    "L/2": (457_840_672, 80.71),
-    "XL/8": (675_664_640, 7.39),
-    "XL/4": (675_000_704, 29.05),
-    "XL/2": (674_834_720, 118.64),
+PUBLISHED = {  # preset: (parameters, Gflops as published, one multiply-add each)
+    "dit-s/8": (33_142_016, 0.36),
+    "dit-s/4": (32_920_448, 1.41),
+    "dit-s/2": (32_865_056, 6.06),
+    "dit-b/8": (130_869_248, 1.42),
+    "dit-b/4": (130_426_496, 5.56),
+    "dit-b/2": (130_315_808, 23.01),
+    "dit-l/8": (458_578_432, 5.01),
+    "dit-l/4": (457_988_224, 19.70),
+    "dit-l/2": (457_840_672, 80.71),
+    "dit-xl/8": (675_664_640, 7.39),
+    "dit-xl/4": (675_000_704, 29.05),
+    "dit-xl/2": (674_834_720, 118.64),
+    "dit-xl/2-512": (674_834_720, 524.60),
+    "dit-xl/2-in-context": (449_162_528, 119.37),
+    "dit-xl/2-cross-attention": (597_991_712, 137.62),
+    "dit-xl/2-adaln": (600_452_384, 118.56),
 }
-
-
-def abstract(side=32, seed=0, **kwargs):
-    return jax.eval_shape(
-        lambda key: DiT(
-            input_shape=(side, side, 4), out_channels=8, conditioning=IMAGENET, rngs=nnx.Rngs(key), **kwargs
-        ),
-        jax.random.key(seed),
-    )
-
-
-def macs(model, side=32):
-    return backbone_macs(model, (side, side, 4), IMAGENET)
 
 
 def count(model):
     return sum(leaf.size for leaf in jax.tree.leaves(model))
 
 
-@pytest.mark.parametrize("variant", PUBLISHED)
-def test_published_parameters_and_flops(variant):
-    parameters, gflops = PUBLISHED[variant]
-    model = abstract(**dit_config(variant))
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_parameters_and_flops(name):
+    parameters, gflops = PUBLISHED[name]
+    preset = PRESETS[name]
+    model = preset.abstract()
     assert count(model) == parameters
+    macs = backbone_macs(model, preset.input_shape, preset.conditioning)
     # The paper prints two decimals, so half a unit of the last one cannot be resolved.
-    assert abs(macs(model) / 1e9 - gflops) <= max(1e-3 * gflops, 0.005 + 1e-6)
+    assert abs(macs / 1e9 - gflops) <= max(1e-3 * gflops, 0.005 + 1e-6)
 
 
-def test_512_pixels_has_the_same_parameters_and_the_published_flops():
-    model = abstract(side=64, **dit_config("XL/2"))
-    assert count(model) == 674_834_720
-    assert macs(model, side=64) / 1e9 == pytest.approx(524.60, rel=1e-3)
+def test_models_with_a_velocity_head_have_the_size_of_dit():
+    width, depth, head = 1152, 28, 72
+    outputs = 4 * 4 * (width + 1)  # a DiT has as many again for its variance
+    assert count(PRESETS["sit-xl/2"].abstract()) == 674_834_720 - outputs
+    gains = (2 * depth + 1) * width
+    biases = depth * 2 * (3072 - 2304)  # SwiGLU has 6144 + 1152 biases a block, the MLP 4608 + 1152
+    assert count(PRESETS["lightningdit-xl/2"].abstract()) == 674_834_720 - outputs + gains + biases
+    assert count(PRESETS["dit-modern-xl/2"].abstract()) == 674_834_720 - outputs + gains + biases + depth * 2 * head
+    assert count(PRESETS["lightningdit-xl/1"].abstract()) == pytest.approx(675e6, rel=1e-3)
 
 
-def from_golden(data):
+def abstract(**options):
+    context = {"input_shape": (32, 32, 4), "out_channels": 8, "conditioning": UNCONDITIONAL}
+    return abstract_backbone("dit", **context, **options)
+
+
+def from_golden(data, **options):
     """The model of a golden file with its weights."""
     kw = data["config"]["kwargs"]
     side, channels = kw["input_size"], kw["in_channels"]
+    options = {"out_channels": 2 * channels if kw["learn_sigma"] else channels, **options}
     model = jax.eval_shape(
         lambda: DiT(
             input_shape=(side, side, channels),
-            out_channels=2 * channels if kw["learn_sigma"] else channels,
             conditioning=ConditioningSpec(num_classes=kw["num_classes"], null_class=kw["class_dropout_prob"] > 0),
             depth=kw["depth"],
             width=kw["hidden_size"],
             heads=kw["num_heads"],
             patch_size=kw["patch_size"],
             mlp_ratio=kw["mlp_ratio"],
+            **options,
             rngs=nnx.Rngs(0),
         )
     )
@@ -100,22 +108,60 @@ def test_forward_agrees_with_the_official_code(golden, name):
     data = golden(name)
     model, _ = from_golden(data)
     x, t, y = nhwc(data["in/x"]), jnp.asarray(data["in/t"], jnp.float32), jnp.asarray(data["in/y"], jnp.int32)
-    out = jax.jit(model.__call__)(x, t, Conditioning(label=y))
+    out, acts = jax.jit(forward_with_activations)(model, x, t, Conditioning(label=y))
     assert_close(out, np.moveaxis(data["out/forward"], 1, -1))
+    compared = {name for name in acts if f"out/act/{name}" in data}
+    assert compared >= {"x_embedder", "t_embedder", "y_embedder", "blocks.0", "final_layer"}
+    for name in compared:
+        assert_close(acts[name][:1], data[f"out/act/{name}"])
 
-    tokens, c = model.embed(x, t, Conditioning(label=y))
-    positions = sincos_2d(*model.grid, model.width)
-    assert_close(tokens[:1] - positions, data["out/act/x_embedder"])
-    assert_close(model.time_embed(t)[:1], data["out/act/t_embedder"])
-    assert_close(model.label_embed(y)[:1], data["out/act/y_embedder"])
+
+def forward_with_activations(model, x, t, cond):
+    """The output, and what the official modules of these names give on the way."""
+    tokens, c = model.embed(x, t, cond)
+    acts = {
+        "x_embedder": tokens - sincos_2d(*model.grid, model.width),
+        "t_embedder": model.time_embed(t),
+        "y_embedder": model.label_embed(cond.label),
+    }
     for i in range(model.depth):
         block = jax.tree.map(lambda leaf, i=i: leaf[i], model.blocks)
-        if i == 0:
-            assert_close(block.modulation(c)[:1], data["out/act/blocks.0.adaLN_modulation"])
-        tokens = block(tokens, c)
-        if f"out/act/blocks.{i}" in data:
-            assert_close(tokens[:1], data[f"out/act/blocks.{i}"])
-    assert_close(model.final(tokens, c)[:1], data["out/act/final_layer"])
+        acts[f"blocks.{i}.adaLN_modulation"] = block.modulation(c)
+        shift, scale, *_ = jnp.split(block.modulation(c), 6, axis=-1)
+        acts[f"blocks.{i}.attn"] = block.attn(modulate(block.norm1(tokens), shift, scale))
+        tokens = acts[f"blocks.{i}"] = block(tokens, c)
+    acts["final_layer"] = model.final(tokens, c)
+    return model(x, t, cond), acts
+
+
+@pytest.mark.parametrize("name", ["dit_p2", "sit_model"])
+def test_guidance_agrees_with_the_official_code(golden, name):
+    data = golden(name)
+    model, _ = from_golden(data)
+    half = len(data["in/cfg_x"]) // 2
+    x, t, y = nhwc(data["in/cfg_x"])[:half], data["in/cfg_t"][:half], data["in/cfg_y"].astype(np.int32)
+    point = LinearPath().point(jnp.zeros(half))._replace(timestep=jnp.asarray(t, jnp.float32))
+    plain = jax.jit(model.__call__)(x, point.timestep, Conditioning(label=y[:half]))
+    for scale in data["config"]["cfg_scales"]:
+        guidance = ClassifierFreeGuidance(scale, guided_channels="first3")
+        guided = guidance(jax.jit(model.__call__), Conditioning(label=y[:half]), Conditioning(label=y[half:]))
+        out, theirs = guided(x, point), np.moveaxis(data[f"out/forward_with_cfg/{scale}"][:half], 1, -1)
+        # SiT guides with all its channels and then drops those beyond the velocity.
+        assert_close(out[..., : theirs.shape[-1]], theirs)
+        np.testing.assert_allclose(out[..., 3:], plain[..., 3:], atol=1e-5)
+
+
+def test_sit_agrees_with_the_official_code(golden):
+    data = golden("sit_model")
+    model, weights = from_golden(data)
+    x, t, y = nhwc(data["in/x"]), jnp.asarray(data["in/t"]), jnp.asarray(data["in/y"], jnp.int32)
+    theirs = np.moveaxis(data["out/forward"], 1, -1)
+    assert_close(jax.jit(model.__call__)(x, t, Conditioning(label=y))[..., :4], theirs)
+
+    ours, _ = from_golden({**data, **{f"w/{k}": v for k, v in sit_state_dict(weights).items()}}, out_channels=4)
+    assert_close(-ours(x, 1 - t, Conditioning(label=y)), theirs)
+    want = reversed_time(lambda *arguments: model(*arguments)[..., :4])
+    assert_close(ours(x, t, Conditioning(label=y)), np.asarray(want(x, t, Conditioning(label=y))))
 
 
 def test_official_names_round_trip_bit_for_bit(golden):
@@ -123,6 +169,21 @@ def test_official_names_round_trip_bit_for_bit(golden):
     ours = dump_state_dict(model, dit_entries(model))
     assert ours.keys() == weights.keys() - {"pos_embed"}
     assert all(np.array_equal(ours[name], weights[name]) for name in ours)
+
+
+def test_weights_of_another_grid_load_with_its_positions(golden):
+    data = golden("dit_p2")
+    small, _ = from_golden(data)
+    data["config"]["kwargs"]["input_size"] = 16
+    with pytest.raises(UserError, match=r"set model\.base_grid to the grid of the weights"):
+        from_golden(data)
+    large, _ = from_golden(data, base_grid=(4, 4))
+    x, cond = np.random.default_rng(0).normal(size=(1, 8, 8, 4)).astype(np.float32), Conditioning(label=np.ones(1, int))
+    patches = []
+    for model, image in ((small, x), (large, np.tile(x, (1, 2, 2, 1)))):
+        tokens, _ = model.embed(image, np.ones(1), cond)
+        patches.append((tokens - sincos_2d(*model.grid, 64, (4, 4))).reshape(*model.grid, 64))
+    np.testing.assert_allclose(np.tile(patches[0], (2, 2, 1)), patches[1], atol=1e-5)
 
 
 def test_a_learned_position_table_is_refused(golden):
@@ -148,25 +209,33 @@ def test_position_and_time_features_have_the_specified_layout():
 @pytest.fixture(scope="module")
 def fresh():
     """A small DiT at initialisation."""
-    return DiT(
-        input_shape=(8, 8, 4),
-        out_channels=8,
-        conditioning=ConditioningSpec(num_classes=10, null_class=True),
-        depth=3,
-        width=64,
-        heads=4,
-        patch_size=2,
-        rngs=nnx.Rngs(0),
-    )
+
+    @jax.jit
+    def init():
+        return DiT(
+            input_shape=(8, 8, 4),
+            out_channels=8,
+            conditioning=ConditioningSpec(num_classes=10, null_class=True),
+            depth=3,
+            width=64,
+            heads=4,
+            patch_size=2,
+            rngs=nnx.Rngs(0),
+        )
+
+    return init()
 
 
 def test_output_is_zero_and_blocks_are_the_identity_at_the_start(fresh):
+    @jax.jit
+    def run(model, x, t, cond):
+        tokens, c = model.embed(x, t, cond)
+        return model(x, t, cond), tokens, jax.tree.map(lambda leaf: leaf[1], model.blocks)(tokens, c)
+
     x = jax.random.normal(jax.random.key(1), (2, 8, 8, 4))
-    cond = Conditioning(label=jnp.array([1, 10]))
-    assert not np.any(fresh(x, jnp.array([3.0, 500.0]), cond))
-    tokens, c = fresh.embed(x, jnp.array([3.0, 500.0]), cond)
-    block = jax.tree.map(lambda leaf: leaf[1], fresh.blocks)
-    assert np.array_equal(block(tokens, c), tokens)
+    out, before, after = run(fresh, x, jnp.array([3.0, 500.0]), Conditioning(label=jnp.array([1, 10])))
+    assert not np.any(out)
+    assert np.array_equal(before, after)
 
 
 def test_initialisation_has_the_specified_limits_and_spreads(fresh):
@@ -194,17 +263,18 @@ def test_modulation_learns_only_after_the_head_has_moved(fresh):
     x = jax.random.normal(jax.random.key(1), (2, 8, 8, 4))
     cond = Conditioning(label=jnp.array([1, 2]))
 
-    def loss(model):
+    @jax.jit
+    @jax.grad
+    def slope(model):
         return jnp.mean((model(x, jnp.array([3.0, 500.0]), cond)[..., :4] - x) ** 2)
 
-    gradient = jax.grad(loss)(fresh)
+    gradient = slope(fresh)
     assert not np.any(gradient.blocks.modulation.kernel)
     moved = jax.tree.map(lambda p, g: p - 0.1 * g, fresh, gradient)
-    assert np.any(jax.grad(loss)(moved).blocks.modulation.kernel)
+    assert np.any(slope(moved).blocks.modulation.kernel)
 
 
-@pytest.mark.parametrize("policy", ["dots", "full"])
-def test_rematerialisation_changes_no_gradient(golden, policy):
+def test_rematerialisation_changes_no_gradient(golden):
     model, _ = from_golden(golden("dit_p2"))
     x, t = jnp.ones((2, 8, 8, 4)), jnp.array([10.0, 20.0])
 
@@ -212,17 +282,18 @@ def test_rematerialisation_changes_no_gradient(golden, policy):
         return jax.jit(jax.grad(lambda m: jnp.mean(m(x, t, Conditioning(label=jnp.array([0, 1]))) ** 2)))(model)
 
     want = gradient(model)
-    model.remat = policy
-    got = gradient(model)
-    for a, b in zip(jax.tree.leaves(want), jax.tree.leaves(got), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(a).max())
+    for policy in ("dots", "full"):
+        model.remat = policy
+        for a, b in zip(jax.tree.leaves(want), jax.tree.leaves(gradient(model)), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(a).max())
 
 
 def test_bfloat16_computes_close_to_float32_and_keeps_float32_parameters(golden):
     data = golden("dit_p2")
     model, _ = from_golden(data)
     args = (nhwc(data["in/x"]), jnp.asarray(data["in/t"], jnp.float32), Conditioning(label=jnp.asarray(data["in/y"])))
-    half = DiT(
+    half = abstract_backbone(
+        "dit",
         input_shape=(8, 8, 4),
         out_channels=8,
         conditioning=ConditioningSpec(num_classes=10, null_class=True),
@@ -231,12 +302,12 @@ def test_bfloat16_computes_close_to_float32_and_keeps_float32_parameters(golden)
         heads=4,
         dtype="bfloat16",
         residual_dtype="bfloat16",
-        rngs=nnx.Rngs(0),
     )
     assert {leaf.dtype for leaf in jax.tree.leaves(half)} == {jnp.dtype("float32")}
     half = jax.tree.unflatten(jax.tree.structure(half), jax.tree.leaves(model))
     assert half.embed(*args)[0].dtype == jnp.bfloat16
-    out, want = half(*args), model(*args)
+    run = jax.jit(lambda model, *args: model(*args))
+    out, want = run(half, *args), run(model, *args)
     assert out.dtype == jnp.float32
     error = np.abs(out - want).max() / np.std(want)
     assert 1e-4 < error < 0.1
@@ -249,3 +320,11 @@ def test_sizes_that_do_not_divide_are_named():
         abstract(width=100)
     with pytest.raises(UserError, match="no DiT variant 'M/2'"):
         dit_config("M/2")
+    with pytest.raises(UserError, match="rope needs heads of a width divisible by 4, not 6"):
+        abstract(width=96, heads=16, rope=True)
+    with pytest.raises(UserError, match=r"base_grid=\(0, 4\): rows and columns"):
+        abstract(base_grid=(0, 4))
+    with pytest.raises(UserError, match=r"repa_depth=29: must be 0 \(none\) or one of the 28 blocks"):
+        abstract(repa_depth=29)
+    with pytest.raises(UserError, match=r"modulation_shift=False: block 'in_context' has no modulation"):
+        abstract(block="in_context", modulation_shift=False)

@@ -19,10 +19,12 @@ from diffusion_jax.models.conditioning import ConditioningSpec
 from diffusion_jax.models.dit import DiT
 from diffusion_jax.models.ldm_transformer import LDMTransformer
 from diffusion_jax.models.macs import count_macs
+from diffusion_jax.models.unet import UNet
 
 BACKBONES: Mapping[str, Any] = {
     "dit": DiT,
     "ldm_transformer": LDMTransformer,
+    "unet": UNet,
 }
 
 

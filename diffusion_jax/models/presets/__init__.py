@@ -5,9 +5,16 @@ from collections.abc import Mapping
 from diffusion_jax.errors import UserError, did_you_mean
 from diffusion_jax.models.presets.dit import DIT_PRESETS
 from diffusion_jax.models.presets.ldm_transformer import LDM_TRANSFORMER_PRESETS
+from diffusion_jax.models.presets.ldm_unet import LDM_UNET_PRESETS
+from diffusion_jax.models.presets.pixel_unet import PIXEL_UNET_PRESETS
 from diffusion_jax.models.presets.preset import Preset
 
-PRESETS: Mapping[str, Preset] = {**DIT_PRESETS, **LDM_TRANSFORMER_PRESETS}
+PRESETS: Mapping[str, Preset] = {
+    **DIT_PRESETS,
+    **LDM_TRANSFORMER_PRESETS,
+    **LDM_UNET_PRESETS,
+    **PIXEL_UNET_PRESETS,
+}
 """Every preset; the names are lower case."""
 
 

@@ -30,7 +30,6 @@ class OfficialNames(NamedTuple):
 
 OFFICIAL_NAMES: Mapping[str, OfficialNames] = {
     "dit": OfficialNames(dit_entries, ignore=UNUSED, check=check_positions),
-    "dit": OfficialNames(dit_entries, ignore=("pos_embed",), check=check_positions),
     "unet": OfficialNames(unet_entries),
 }
 """The name tables, by backbone."""

@@ -88,6 +88,7 @@ class TimestepEmbedder(nnx.Module):
       time_scale: factor on the timestep before the features; 1 for models told the index 0…999, 1000 for
         continuous-time models told t ∈ [0, 1].
       freq_denominator: see `timestep_features`.
+      hidden: width between the layers; None means `width`.
       fan_in_init: start uniform in ±1/√fan_in, as the UNets do, instead of weights ~ N(0, 0.02²) and biases zero.
       rngs: initialiser streams.
     """
@@ -99,19 +100,20 @@ class TimestepEmbedder(nnx.Module):
         features: int = 256,
         time_scale: float = 1.0,
         freq_denominator: int | None = None,
+        hidden: int | None = None,
         fan_in_init: bool = False,
         rngs: nnx.Rngs,
     ):
-        def linear(inputs: int) -> nnx.Linear:
+        def linear(inputs: int, outputs: int) -> nnx.Linear:
             if fan_in_init:
-                return pointwise(inputs, width, dtype=jnp.dtype("float32"), rngs=rngs)
-            return nnx.Linear(inputs, width, kernel_init=nnx.initializers.normal(0.02), rngs=rngs)
+                return pointwise(inputs, outputs, dtype=jnp.dtype("float32"), rngs=rngs)
+            return nnx.Linear(inputs, outputs, kernel_init=nnx.initializers.normal(0.02), rngs=rngs)
 
         self.features = features
         self.time_scale = time_scale
         self.freq_denominator = freq_denominator
-        self.fc1 = linear(features)
-        self.fc2 = linear(width)
+        self.fc1 = linear(features, hidden or width)
+        self.fc2 = linear(hidden or width, width)
 
     def __call__(self, timestep: jax.Array) -> jax.Array:
         """Embeds [B] float timesteps as [B, D] float32."""

@@ -67,13 +67,20 @@ class SelfAttention(nnx.Module):
         self.qkv = Linear(width, fused, use_bias=qkv_bias, **init, dtype=dtype, rngs=rngs)
         self.proj = Linear(width, width, **proj_init, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array, rotation: np.ndarray | None = None, bias: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        rotation: np.ndarray | None = None,
+        bias: jax.Array | None = None,
+        mask: jax.Array | None = None,
+    ) -> jax.Array:
         """Mixes the tokens of each image.
 
         Args:
           x: [B, N, D] tokens.
           rotation: [N, d / 2] angles by which q and k are rotated after their norm, see `rotary_2d`; None rotates none.
           bias: added to the logits, see `attention`; None adds nothing.
+          mask: [B, N] bool, True where a token may be attended to; None allows all.
 
         Returns:
           [B, N, D] in the compute dtype.
@@ -83,7 +90,7 @@ class SelfAttention(nnx.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
-        out = attention(q.astype(v.dtype), k.astype(v.dtype), v, bias=bias)  # [B, N, heads, d]
+        out = attention(q.astype(v.dtype), k.astype(v.dtype), v, mask, bias)  # [B, N, heads, d]
         return self.proj(rearrange(out, "b n h d -> b n (h d)"))  # [B, N, D]
 
 

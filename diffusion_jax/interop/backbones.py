@@ -9,6 +9,7 @@ from diffusion_jax.errors import UserError, did_you_mean
 from diffusion_jax.interop.dit import UNUSED, check_positions, dit_entries
 from diffusion_jax.interop.mapping import Entry, load_state_dict
 from diffusion_jax.interop.unet import unet_entries
+from diffusion_jax.interop.uvit import uvit_entries
 from diffusion_jax.models.backbones import abstract_backbone
 from diffusion_jax.models.conditioning import UNCONDITIONAL, ConditioningSpec
 
@@ -31,6 +32,7 @@ class OfficialNames(NamedTuple):
 OFFICIAL_NAMES: Mapping[str, OfficialNames] = {
     "dit": OfficialNames(dit_entries, ignore=UNUSED, check=check_positions),
     "unet": OfficialNames(unet_entries),
+    "uvit": OfficialNames(uvit_entries),
 }
 """The name tables, by backbone."""
 

@@ -17,14 +17,18 @@ from flax import nnx
 
 from diffusion_jax.models.conditioning import ConditioningSpec
 from diffusion_jax.models.dit import DiT
+from diffusion_jax.models.iuvit import IUViT
 from diffusion_jax.models.ldm_transformer import LDMTransformer
 from diffusion_jax.models.macs import count_macs
 from diffusion_jax.models.unet import UNet
+from diffusion_jax.models.uvit import UViT
 
 BACKBONES: Mapping[str, Any] = {
     "dit": DiT,
+    "iuvit": IUViT,
     "ldm_transformer": LDMTransformer,
     "unet": UNet,
+    "uvit": UViT,
 }
 
 

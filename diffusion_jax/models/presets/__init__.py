@@ -8,12 +8,14 @@ from diffusion_jax.models.presets.ldm_transformer import LDM_TRANSFORMER_PRESETS
 from diffusion_jax.models.presets.ldm_unet import LDM_UNET_PRESETS
 from diffusion_jax.models.presets.pixel_unet import PIXEL_UNET_PRESETS
 from diffusion_jax.models.presets.preset import Preset
+from diffusion_jax.models.presets.uvit import UVIT_PRESETS
 
 PRESETS: Mapping[str, Preset] = {
     **DIT_PRESETS,
     **LDM_TRANSFORMER_PRESETS,
     **LDM_UNET_PRESETS,
     **PIXEL_UNET_PRESETS,
+    **UVIT_PRESETS,
 }
 """Every preset; the names are lower case."""
 

@@ -15,7 +15,7 @@ class Conditioning(NamedTuple):
       label: [B] int32 class index; `num_classes` is the null class of classifier-free guidance.
       vector: [B, D] float, a pooled embedding.
       tokens: [B, M, D] float, a sequence to attend to.
-      token_mask: [B, M] bool, True where `tokens` is valid; needs `tokens`. A row all False is a sample without tokens,
+      token_mask: [B, M] bool, True where `tokens` is valid; needs `tokens`. A row all False stands for none,
         the null condition of models of text.
       image: [B, H, W, C] float, channels concatenated to the noisy image.
     """

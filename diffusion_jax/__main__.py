@@ -13,7 +13,7 @@ from diffusion_jax.errors import UserError, did_you_mean
 from diffusion_jax.files import cache_folder
 
 # Each names a module of `diffusion_jax.commands` with a docstring, `define_flags(values)` and `run(values)`.
-COMMANDS = ("train", "sample", "evaluate", "models", "samplers", "ema")
+COMMANDS = ("train", "sample", "evaluate", "reference", "models", "samplers", "ema")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -53,7 +53,7 @@ def run(name: str, arguments: Sequence[str]) -> None:
         return
     own, config_words = split_overrides([with_underscores(word) for word in arguments])
     if config_words and not overrides:
-        raise UserError(f"{config_words[0]}: only train and sample take config overrides")
+        raise UserError(f"{config_words[0]}: {name} takes no config overrides")
     try:
         rest = values([name, *own])[1:]
     except flags.Error as error:

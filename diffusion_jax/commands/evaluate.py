@@ -1,64 +1,217 @@
 """Scores samples against real images.
 
+    diffusion-jax evaluate --samples fid50k/samples.npz --reference VIRTUAL_imagenet256_labeled.npz --out result.json
+    diffusion-jax evaluate --workdir runs/dit --num 50000 --labels uniform --reference ref.npz --out result.json
+    diffusion-jax evaluate --samples pictures/ --reference folder:data --protocol ldm --out result.json
     diffusion-jax evaluate --samples samples/samples.npz --reference digits --out result.json
-    diffusion-jax evaluate --samples a.npz --reference b.npz --metrics frechet_distance --out result.json
+    diffusion-jax evaluate --self-check
 
-Metrics:
-  frechet_distance  Distance between the feature distributions of samples and reference; lower is better. It is a number
-                    of its feature extractor, which is always named, and is not FID.
-  class_agreement   Share of the samples recognised as the class they were asked to be; needs labels (arr_1).
+Samples are a .npz of ADM's format, a folder of images, or a run, from which they are drawn as they are measured and
+not kept unless --save-samples names a file. A reference is a .npz of statistics (ADM's, pytorch-fid's, or one that
+`diffusion-jax reference` wrote), a .npz of images, folder:PATH or tfds:NAME.
 
-Beside them stand the same values of held-out real images at the same sample count: as good as it gets. The extractor
-for digits is a small classifier, trained on the CPU in seconds when first needed and kept in ~/.cache/diffusion_jax.
-result.json also states sample count, reference, extractor and every convention that shifts a value.
+Metrics under a protocol (--protocol adm, ldm, uvit or clean; adm unless told otherwise): fid, sfid, inception_score,
+kid, precision, recall, density, coverage; by default those that the protocol's papers report. They need the weights of
+the FID Inception network, from --inception-weights or ~/.cache/diffusion_jax.
+
+Metrics of 8×8 digits, without a protocol: frechet_distance and class_agreement, by a small classifier that is trained
+in seconds when first needed. That distance is a number of its extractor, which is always named, and is not FID.
+
+result.json states the protocol, extractor, reference, number of images and every convention that shifts a value;
+--compare says what makes an older result incomparable.
 """
 
 import json
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
+
+from diffusion_jax.commands.flags import start_process
+from diffusion_jax.commands.sample import define_run_flags
+
+if TYPE_CHECKING:
+    from diffusion_jax.evaluation.image_sets import ImageSet
+
+DIGITS_METRICS = ("frechet_distance", "class_agreement")
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Adds this command's flags to `values`."""
-    text = flags.DEFINE_string
-    text("samples", None, "The samples: .npz with arr_0 uint8 [N, H, W, 3], arr_1 int labels [N].", flag_values=values)
+    text, switch = flags.DEFINE_string, flags.DEFINE_bool
+    text("samples", None, "A .npz (arr_0 uint8 [N, H, W, 3], arr_1 labels) or a folder of images.", flag_values=values)
     text("reference", None, "A .npz file, digits[:SPLIT], folder:PATH or tfds:NAME.", flag_values=values)
-    flags.DEFINE_list("metrics", "frechet_distance,class_agreement", "Which metrics.", flag_values=values)
+    text("protocol", None, "adm, ldm, uvit or clean.", flag_values=values)
+    flags.DEFINE_list("metrics", None, "Which metrics; by default those of the protocol.", flag_values=values)
+    text("inception_weights", None, "The weight file; by default the one in the cache folder.", flag_values=values)
+    flags.DEFINE_enum("precision", "float32", ["float32", "fast"], "Of the Inception network.", flag_values=values)
     text("out", None, "The result, a .json file.", flag_values=values)
-    flags.DEFINE_bool("overwrite", False, "Replace the result if there is one.", flag_values=values)
-    flags.mark_flags_as_required(["samples", "reference", "out"], flag_values=values)
+    text("compare", None, "An older result to set beside this one.", flag_values=values)
+    text("save_samples", None, "With --workdir: a .npz to write the samples to.", flag_values=values)
+    switch("allow_few", False, "Measure Fréchet distances of fewer than 2048 images.", flag_values=values)
+    switch("allow_other_resize", False, "Take statistics made under other rules.", flag_values=values)
+    switch("self_check", False, "Compute known values and compare.", flag_values=values)
+    switch("overwrite", False, "Replace files that are there.", flag_values=values)
+    define_run_flags(values)
 
 
 def run(values: flags.FlagValues) -> None:
     """Runs the command."""
+    from diffusion_jax.data.digits import NATIVE_SIZE
+    from diffusion_jax.errors import UserError
+    from diffusion_jax.files import write_atomically
+    from diffusion_jax.parallel import processes
+
+    if values.self_check:
+        self_check()
+        return
+    if (values.samples is None) == (values.workdir is None) or values.out is None:
+        raise UserError("give --out, and either --samples or --workdir (or --self-check alone)")
+    for flag in ("out", "save_samples"):
+        path = values[flag].value
+        if path is not None and pathlib.Path(path).exists() and not values.overwrite:
+            raise UserError(f"--{flag.replace('_', '-')} {path} is already there; use another name or --overwrite")
+    older = read_result(pathlib.Path(values.compare)) if values.compare else None
+    start_process(values)
+    samples = open_samples(values)
+    digits = values.protocol is None and samples.image_shape[:2] == (NATIVE_SIZE, NATIVE_SIZE)
+    result, lines = evaluate_digits(values, samples) if digits else evaluate_protocol(values, samples)
+    if not processes.is_main():
+        return
+    print("\n".join(lines))
+    if older is not None:
+        print("\n".join(comparison(result, older, values.compare)))
+    try:
+        text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
+        write_atomically(pathlib.Path(values.out), text.encode())
+    except OSError as error:
+        raise UserError(f"--out {values.out}: cannot be written ({error.strerror}); use another place") from error
+    print(values.out)
+
+
+def open_samples(values: flags.FlagValues) -> "ImageSet":
+    """Opens what --samples or --workdir names."""
+    from diffusion_jax.evaluation.image_folder import ImageFiles
+    from diffusion_jax.evaluation.image_sets import SampleFile
+
+    if values.workdir is not None:
+        from diffusion_jax.commands.generated import GeneratedImages
+
+        return GeneratedImages(values, pathlib.Path(values.save_samples) if values.save_samples else None)
+    path = pathlib.Path(values.samples)
+    return ImageFiles(path) if path.is_dir() else SampleFile(path)
+
+
+def evaluate_digits(values: flags.FlagValues, samples: "ImageSet") -> tuple[dict[str, Any], list[str]]:
+    """Measures digits by their classifier, and held-out digits beside them; the result and its table."""
     from diffusion_jax.errors import UserError
     from diffusion_jax.evaluation.extractors import extractor_for
-    from diffusion_jax.evaluation.image_sets import SampleFile, open_image_set
+    from diffusion_jax.evaluation.image_sets import open_image_set
     from diffusion_jax.evaluation.metrics import check_metrics, evaluate
-    from diffusion_jax.files import write_atomically
 
-    out = pathlib.Path(values.out)
-    if out.exists() and not values.overwrite:
-        raise UserError(f"--out {out} is already there; use another name or --overwrite")
-    check_metrics(values.metrics)
-    samples = SampleFile(pathlib.Path(values.samples))
+    metrics = DIGITS_METRICS if values.metrics is None else values.metrics
+    check_metrics(metrics)
+    if values.reference is None:
+        raise UserError("--reference is missing: digits, or a .npz file of images")
     extractor = extractor_for(samples.image_shape)
     reference = open_image_set(values.reference, samples.image_shape)
     unseen = extractor.real_images_unseen_by(values.reference)
     held_out = open_image_set(unseen, samples.image_shape) if unseen else None
-    result = evaluate(samples, reference, extractor, values.metrics, held_out)
-    print("\n".join(table(result, values.metrics)))
+    result = evaluate(samples, reference, extractor, metrics, held_out)
+    return result, table(result, list(metrics))
+
+
+def evaluate_protocol(values: flags.FlagValues, samples: "ImageSet") -> tuple[dict[str, Any], list[str]]:
+    """Measures samples by the Inception network under a protocol; the result and its table."""
+    from diffusion_jax.evaluation.evaluator import Evaluator, check_count, check_metrics, full_result
+    from diffusion_jax.evaluation.image_sets import open_image_set
+    from diffusion_jax.evaluation.inception_features import InceptionFeatures
+    from diffusion_jax.evaluation.inception_weights import load_inception
+    from diffusion_jax.evaluation.protocols import protocol_named
+    from diffusion_jax.evaluation.references import is_statistics_file, read_reference, reference_from_images
+
+    protocol = protocol_named(values.protocol or "adm")
+    metrics = values.metrics or protocol.metrics
+    check_metrics(metrics)
+    check_count(samples.count, metrics, values.allow_few)
+    network, weights_sha256 = load_inception(values.inception_weights)
+    extractor = InceptionFeatures.under(protocol, network, weights_sha256, values.precision)
+    reference = None
+    if values.reference is not None:
+        path = pathlib.Path(values.reference)
+        if path.suffix == ".npz" and (is_statistics_file(path) or not path.is_file()):
+            reference = read_reference(path, extractor, values.allow_other_resize)
+        else:
+            reference = reference_from_images(open_image_set(values.reference, samples.image_shape), extractor)
+    evaluator = Evaluator(protocol, extractor, reference, metrics, values.allow_few)
+    measured = evaluator.measure(batch["image"] for batch in samples.batches())
+    result = full_result(evaluator, measured, samples.describe())
+    return result, protocol_table(result, values.reference)
+
+
+def self_check() -> None:
+    """Prints the table of known values; raises UserError if one is wrong."""
+    from diffusion_jax.errors import UserError
+    from diffusion_jax.evaluation.self_check import run_checks
+
+    failed = 0
+    print(f"{'':<42}{'expected':>14}{'found':>14}{'difference':>12}")
+    for check in run_checks():
+        failed += not check.passed
+        verdict = "" if check.passed else f"  WRONG: more than {check.tolerance:g}"
+        difference = abs(check.found - check.expected)
+        print(f"{check.name:<42}{check.expected:>14.8f}{check.found:>14.8f}{difference:>12.1e}{verdict}", flush=True)
+    if failed:
+        raise UserError(f"{failed} known values come out wrong on this machine; do not trust its scores")
+    print("all as expected")
+
+
+def protocol_table(result: dict[str, Any], reference: str | None) -> list[str]:
+    """The lines that tell a person what a result under a protocol says; `reference` as the user named it."""
+    count = result["count"]
+    shown = f"{count // 1000}K" if count % 1000 == 0 else str(count)
+    titles = {"fid": f"FID-{shown}", "sfid": f"sFID-{shown}", "inception_score": "Inception Score", "kid": "KID × 10³"}
+    values, lines = result["metrics"], []
+    for name, value in values.items():
+        if name.endswith("_std"):
+            continue
+        factor = 1000 if name == "kid" else 1
+        spread = values.get(f"{name}_std")
+        beside = "" if spread is None else f" ± {factor * spread:.4f}"
+        lines.append(f"{titles.get(name, name):<20}{factor * value:>12.4f}{beside}")
+    protocol, extractor = result["protocol"], result["extractor"]
+    lines.append(f"protocol {protocol['name']}; extractor {extractor['name']}; reference {reference}; {count} images")
+    return lines + [f"warning: {text}" for text in result["warnings"]]
+
+
+def read_result(path: pathlib.Path) -> dict[str, Any]:
+    """Reads a result file; raises UserError if it is none."""
+    from diffusion_jax.errors import UserError
+
     try:
-        write_atomically(out, (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode())
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot be written ({error.strerror}); use another place") from error
-    print(out)
+        result = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"--compare {path}: is no result file ({error})") from error
+    if not isinstance(result, dict) or not {"count", "extractor", "samples"} <= result.keys():
+        raise UserError(f"--compare {path}: is no result of `diffusion-jax evaluate`")
+    return result
+
+
+def comparison(result: dict[str, Any], older: dict[str, Any], name: str) -> list[str]:
+    """The values of two results side by side, and what makes them incomparable."""
+    from diffusion_jax.evaluation.evaluator import differences
+
+    def values(result: dict[str, Any]) -> dict[str, float]:
+        return result.get("metrics") or {key: result[key] for key in DIGITS_METRICS if key in result}
+
+    ours, theirs = values(result), values(older)
+    lines = [f"{'':<28}{'this':>16}{pathlib.Path(name).stem:>16}"]
+    lines += [f"{key:<28}{ours[key]:>16.4f}{theirs[key]:>16.4f}" for key in ours if key in theirs]
+    return lines + [f"warning: not comparable: {text}" for text in differences(result, older)]
 
 
 def table(result: dict[str, Any], metrics: list[str]) -> list[str]:
-    """The lines that tell a person what a result says.
+    """The lines that tell a person what a result of digits says.
 
     Args:
       result: from `evaluate`.

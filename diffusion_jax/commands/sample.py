@@ -29,9 +29,16 @@ SECTIONS = ("sampler", "guidance", "sample")
 
 def define_flags(values: flags.FlagValues) -> None:
     """Adds this command's flags to `values`."""
+    flags.DEFINE_string("out", None, "Folder for samples.npz and samples.png.", flag_values=values)
+    flags.DEFINE_bool("overwrite", False, "Replace samples already in --out.", flag_values=values)
+    define_run_flags(values)
+    flags.mark_flags_as_required(["workdir", "out", "num"], flag_values=values)
+
+
+def define_run_flags(values: flags.FlagValues) -> None:
+    """Adds the flags that say what to sample from and how."""
     text, number, real = flags.DEFINE_string, flags.DEFINE_integer, flags.DEFINE_float
     text("workdir", None, "The run to sample from.", flag_values=values)
-    text("out", None, "Folder for samples.npz and samples.png.", flag_values=values)
     number("num", None, "Number of samples.", lower_bound=1, flag_values=values)
     text("labels", "balanced", "balanced, uniform, a range (0-9) or a list (3,3,7).", flag_values=values)
     text("sampler", None, "The sampler; by default the config's.", flag_values=values)
@@ -43,13 +50,11 @@ def define_flags(values: flags.FlagValues) -> None:
     number(
         "batch_size", None, "Images at once on each device; by default the config's.", lower_bound=1, flag_values=values
     )
-    flags.DEFINE_bool("overwrite", False, "Replace samples already in --out.", flag_values=values)
     flags.DEFINE_list("overrides", [], "Filled with the --config.… arguments.", flag_values=values)
     text("guide_workdir", None, "A weaker run of the same kind for autoguidance.", flag_values=values)
     text("guide_step", "latest", "Its checkpoint's step.", flag_values=values)
     real("guide_scale", 2.0, "Autoguidance scale, 1 for none.", flag_values=values)
     define_process_flags(values)
-    flags.mark_flags_as_required(["workdir", "out", "num"], flag_values=values)
 
 
 def run(values: flags.FlagValues) -> None:
@@ -57,7 +62,6 @@ def run(values: flags.FlagValues) -> None:
     start_process(values)
     import numpy as np
 
-    from diffusion_jax.config import OVERRIDE
     from diffusion_jax.errors import UserError
     from diffusion_jax.parallel import processes
     from diffusion_jax.pictures import grid, save, to_rgb
@@ -68,18 +72,7 @@ def run(values: flags.FlagValues) -> None:
     archive = out / "samples.npz"
     if archive.exists() and not values.overwrite:
         raise UserError(f"--out {out}: samples.npz is already there; use another folder or --overwrite")
-    named = {
-        "sampler.name": values.sampler,
-        "sampler.steps": values.steps,
-        "guidance.cfg_scale": values.cfg_scale,
-        "sample.params": values.params,
-        "sample.batch_size": values.batch_size,
-    }
-    overrides = [f"{OVERRIDE}{key}={value}" for key, value in named.items() if value is not None] + values.overrides
-    for word in overrides:
-        if word.startswith(OVERRIDE) and not word.startswith(tuple(f"{OVERRIDE}{section}." for section in SECTIONS)):
-            raise UserError(f"{word}: a trained model's config is fixed but for {', '.join(SECTIONS)}")
-    system, mesh, model, first_stage = restore_for_sampling(values.workdir, values.step, overrides)
+    system, mesh, model, first_stage = restore_for_sampling(values.workdir, values.step, sampling_overrides(values))
     labels = parse_labels(values.labels, values.num, system.facts.num_classes, values.seed)
     stream = SampleStream(system, mesh, open_guide(values, system))
     batches = []
@@ -96,6 +89,25 @@ def run(values: flags.FlagValues) -> None:
         captions = [system.facts.class_names[label] for label in labels[:GRID]]
         save(grid(images[:GRID], captions, columns=10), out / "samples.png")
         print(f"{archive}\n{out / 'samples.png'}")
+
+
+def sampling_overrides(values: flags.FlagValues) -> list[str]:
+    """The config overrides that the flags amount to; raises UserError for any that would change the model."""
+    from diffusion_jax.config import OVERRIDE
+    from diffusion_jax.errors import UserError
+
+    named = {
+        "sampler.name": values.sampler,
+        "sampler.steps": values.steps,
+        "guidance.cfg_scale": values.cfg_scale,
+        "sample.params": values.params,
+        "sample.batch_size": values.batch_size,
+    }
+    overrides = [f"{OVERRIDE}{key}={value}" for key, value in named.items() if value is not None] + values.overrides
+    for word in overrides:
+        if word.startswith(OVERRIDE) and not word.startswith(tuple(f"{OVERRIDE}{section}." for section in SECTIONS)):
+            raise UserError(f"{word}: a trained model's config is fixed but for {', '.join(SECTIONS)}")
+    return overrides
 
 
 def open_guide(values: flags.FlagValues, system: "System") -> "Guide | None":

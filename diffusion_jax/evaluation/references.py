@@ -87,7 +87,7 @@ def write_reference(path: pathlib.Path, reference: Reference) -> None:
     Raises:
       UserError: the file cannot be written.
     """
-    arrays: dict[str, np.ndarray] = {
+    arrays: dict[str, Any] = {
         "n": np.array(reference.facts["count"]),
         "info": np.array(json.dumps(reference.facts)),
     }

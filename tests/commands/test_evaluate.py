@@ -5,10 +5,13 @@ import json
 import numpy as np
 import pytest
 from absl import flags
+from PIL import Image
 
-from diffusion_jax.commands import evaluate
+from diffusion_jax.commands import evaluate, reference
 from diffusion_jax.data.digits import Digits
 from diffusion_jax.errors import UserError
+from diffusion_jax.evaluation import inception_weights
+from diffusion_jax.evaluation.inception_features import InceptionFeatures
 
 
 @pytest.fixture(scope="module")
@@ -97,16 +100,104 @@ def test_mistakes_are_one_line_and_leave_no_file(run, home, tmp_path, changes, m
     assert not out.exists()
 
 
-def test_photographs_have_no_extractor_yet(run, tmp_path):
-    np.savez(tmp_path / "samples.npz", np.zeros((4, 32, 32, 3), np.uint8))
-    with pytest.raises(UserError, match="32×32 images: no feature extractor takes them"):
-        run(samples=tmp_path / "samples.npz", reference="tfds:cifar10", out=tmp_path / "result.json")
+class Projection:
+    """Stands for the Inception network, whose weights are not at hand."""
+
+    name, precision, weights_sha256 = "projection", "float32", "0" * 64
+    taps = ("2048", "spatial", "logits_unbiased")
+
+    def __init__(self, protocol):
+        self.widths = dict.fromkeys(self.taps, 6)
+        self.resize, self.scale = protocol.resize, protocol.scale
+
+    def measure(self, images):
+        rows = images.reshape(len(images), -1).astype(np.float32) / 255
+        projection = np.random.default_rng(0).normal(size=(rows.shape[1], 6)).astype(np.float32)
+        return dict.fromkeys(self.taps, rows @ projection)
+
+    def features(self, images):
+        return self.measure(images)["2048"]
+
+    def describe(self):
+        return {"name": self.name, "resize": self.resize, "weights_sha256": self.weights_sha256}
 
 
-@pytest.mark.parametrize("missing", ["samples", "reference", "out"])
-def test_flags_that_are_needed(missing):
+@pytest.fixture
+def projection(monkeypatch):
+    monkeypatch.setattr(inception_weights, "load_inception", lambda path: (None, "0" * 64))
+    monkeypatch.setattr(InceptionFeatures, "under", lambda protocol, *_: Projection(protocol))
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    images = np.random.default_rng(1).integers(0, 256, (60, 12, 12, 3), np.uint8)
+    np.savez(tmp_path / "real.npz", arr_0=images[:40])
+    np.savez(tmp_path / "fake.npz", arr_0=images[20:])
+    return tmp_path
+
+
+def make_reference(**options):
     values = flags.FlagValues()
-    evaluate.define_flags(values)
-    given = [f"--{name}=x" for name in ("samples", "reference", "out") if name != missing]
-    with pytest.raises(flags.IllegalFlagValueError, match=f"--{missing}"):
-        values(["evaluate", *given])
+    reference.define_flags(values)
+    values(["reference", *(f"--{name}={value}" for name, value in options.items())])
+    reference.run(values)
+
+
+def test_photographs_are_measured_under_a_protocol(run, projection, photographs, capsys):
+    result = photographs / "result.json"
+    stored = photographs / "ref.npz"
+    make_reference(data=photographs / "real.npz", out=stored)
+    common = {"samples": photographs / "fake.npz", "allow_few": True, "metrics": "fid,sfid,precision"}
+    run(**common, reference=stored, out=result)
+    printed = capsys.readouterr().out.splitlines()
+    from_file = json.loads(result.read_text())
+    assert printed[1].split() == ["FID-40", f"{from_file['metrics']['fid']:.4f}"]
+    assert f"protocol adm; extractor projection; reference {stored}; 40 images" in printed
+    assert from_file["protocol"]["name"] == "adm" and from_file["reference"]["recorded"]["count"] == 40
+    second = photographs / "second.json"
+    run(**common, reference=photographs / "real.npz", out=second, compare=result)
+    printed = capsys.readouterr().out.splitlines()
+    assert json.loads(second.read_text())["metrics"] == from_file["metrics"]
+    assert any(line.startswith("warning: not comparable: reference:") for line in printed)
+    with pytest.raises(UserError, match="made with resize tf1_bilinear"):
+        run(**common, reference=stored, out=photographs / "third.json", protocol="uvit")
+
+
+def test_the_network_is_not_run_for_too_few_images_or_without_weights(run, photographs):
+    common = {"samples": photographs / "fake.npz", "reference": photographs / "real.npz"}
+    with pytest.raises(UserError, match=r"fid of 40 images says little"):
+        run(**common, out=photographs / "result.json")
+    with pytest.raises(UserError, match=r"no Inception weights at .*fetch .* and put it there"):
+        run(**common, out=photographs / "result.json", allow_few=True)
+
+
+def test_a_folder_of_pictures_is_measured(run, projection, photographs):
+    (photographs / "pictures").mkdir()
+    with np.load(photographs / "fake.npz") as archive:
+        for i, image in enumerate(archive["arr_0"]):
+            Image.fromarray(image).save(photographs / "pictures" / f"{i}.png")
+    common = {"reference": photographs / "real.npz", "metrics": "fid", "allow_few": True}
+    run(**common, samples=photographs / "pictures", out=photographs / "folder.json")
+    run(**common, samples=photographs / "fake.npz", out=photographs / "file.json")
+    ours, theirs = (json.loads((photographs / f"{name}.json").read_text()) for name in ("folder", "file"))
+    assert ours["metrics"] == theirs["metrics"] and ours["images_sha256"] == theirs["images_sha256"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_size": None}, r"needs --image-size"),
+        ({"out": "ref.npy"}, r"statistics are \.npz files"),
+        ({"protocol": "amd"}, r"did you mean 'adm'"),
+    ],
+)
+def test_references_need_a_size_and_a_place(tmp_path, changes, message):
+    options = {"data": f"folder:{tmp_path}", "image_size": 8, "out": tmp_path / "ref.npz"} | changes
+    with pytest.raises(UserError, match=message):
+        make_reference(**{name: value for name, value in options.items() if value is not None})
+
+
+@pytest.mark.parametrize("given", [{}, {"samples": "x.npz"}, {"samples": "x.npz", "workdir": "y", "out": "z.json"}])
+def test_flags_that_are_needed(run, given):
+    with pytest.raises(UserError, match="give --out, and either --samples or --workdir"):
+        run(**given)

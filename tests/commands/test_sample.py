@@ -118,3 +118,16 @@ def test_samples_can_be_scored(command_line, samples, tmp_path):
     result = json.loads((tmp_path / "r.json").read_text())
     assert result["held_out"]["class_agreement"] > 0.98 > result["class_agreement"]
     assert result["frechet_distance"] > 2 * result["held_out"]["frechet_distance"]
+
+
+def test_a_run_is_evaluated_without_writing_its_samples_unless_asked(command_line, run, samples, tmp_path):
+    arguments = ("--num=20", "--labels=3,3,7", "--seed=5", "--params=raw", "--reference=digits")
+    saved = f"--save-samples={tmp_path / 'kept' / 'samples.npz'}"
+    command_line.run("evaluate", f"--workdir={run}", *arguments, saved, f"--out={tmp_path / 'result.json'}")
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["count"] == 20 and 0 <= result["class_agreement"] <= 1
+    stated = result["samples"]
+    assert (stated["label_law"], stated["seed"], stated["uint8"]) == ("3,3,7", 5, "trunc(127.5x+128)")
+    assert stated["checkpoint_step"] > 0 and stated["sampler"]["name"]
+    for ours, want in zip(load(tmp_path / "kept"), load(samples), strict=True):
+        assert np.array_equal(ours, want)

@@ -9,6 +9,7 @@ The `autoencoder` section of a config names an entry of `FIRST_STAGES` and its k
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol
 
@@ -26,6 +27,7 @@ from diffusion_jax.models.autoencoder import (
     AutoencoderVQ,
 )
 from diffusion_jax.models.precision import DTypeName
+from diffusion_jax.models.tiling import Tiling, map_tiles
 
 
 class FirstStage(Protocol):
@@ -101,10 +103,12 @@ class KLFirstStage:
     Attributes:
       autoencoder: the frozen autoencoder.
       scale: scalar float32 s; the diffusion model sees s · z.
+      tiling: how larger latents are cut to bound memory; None never cuts.
     """
 
     autoencoder: AutoencoderKL
     scale: jax.Array
+    tiling: Tiling | None = dataclasses.field(default=None, metadata={"static": True})
 
     def latent_shape(self, image_size: int | tuple[int, int], channels: int) -> tuple[int, int, int]:
         """(H/f, W/f, embed_dim); needs no weights. See `FirstStage`."""
@@ -112,11 +116,11 @@ class KLFirstStage:
 
     def encode(self, images: jax.Array, noise: jax.Array) -> jax.Array:
         """s · (mean + std · noise); see `FirstStage`."""
-        return self.scale * self.autoencoder.encode(images).sample(noise)
+        return self.scale * _encode(self, images).sample(noise)
 
     def decode(self, latents: jax.Array) -> jax.Array:
         """The decoder's images of latents / s; see `FirstStage`."""
-        return self.autoencoder.decode(latents / self.scale)
+        return _decode(self, self.autoencoder.decode, latents / self.scale)
 
 
 @jax.tree_util.register_dataclass
@@ -128,11 +132,13 @@ class VQFirstStage:
       autoencoder: the frozen autoencoder.
       scale: scalar float32 s; the diffusion model sees s · z.
       quantize: whether `decode` rounds to the codebook.
+      tiling: how larger latents are cut to bound memory; None never cuts.
     """
 
     autoencoder: AutoencoderVQ
     scale: jax.Array
     quantize: bool = dataclasses.field(default=True, metadata={"static": True})
+    tiling: Tiling | None = dataclasses.field(default=None, metadata={"static": True})
 
     def latent_shape(self, image_size: int | tuple[int, int], channels: int) -> tuple[int, int, int]:
         """(H/f, W/f, embed_dim); needs no weights. See `FirstStage`."""
@@ -140,11 +146,12 @@ class VQFirstStage:
 
     def encode(self, images: jax.Array, noise: jax.Array) -> jax.Array:
         """s · z; `noise` is not used, since z is a function of the image. See `FirstStage`."""
-        return self.scale * self.autoencoder.encode(images)
+        return self.scale * _encode(self, images)
 
     def decode(self, latents: jax.Array) -> jax.Array:
         """The decoder's images of latents / s, rounded to the codebook; see `FirstStage`."""
-        return self.autoencoder.decode(latents / self.scale, quantize=self.quantize)
+        decode = functools.partial(self.autoencoder.decode, quantize=self.quantize)
+        return _decode(self, decode, latents / self.scale)
 
 
 PUBLISHED_SCALES: Mapping[str, float] = {"sd-vae": 0.18215}
@@ -157,10 +164,15 @@ class ArchitectureConfig(abc.ABC):
 
     Attributes:
       weights: file or folder to read the weights from, or "random" for an untrained autoencoder (smoke runs).
+      tile: latents with more cells than this along a side are encoded and decoded in tiles of this size, which bounds
+        memory and blurs norms and attentions at the seams; None never does. LDM takes 128.
+      tile_stride: distance between tiles; None takes half of `tile`.
       in_channels: this and the rest replace the preset's arguments of `Autoencoder`; None keeps them.
     """
 
     weights: str | None = None
+    tile: int | None = None
+    tile_stride: int | None = None
     in_channels: int | None = None
     out_channels: int | None = None
     ch: int | None = None
@@ -173,6 +185,9 @@ class ArchitectureConfig(abc.ABC):
     embed_dim: int | None = None
     norm_groups: int | None = None
     dtype: DTypeName | None = None
+
+    def __post_init__(self) -> None:
+        _ = self.tiling
 
     @abc.abstractmethod
     def make_autoencoder(self, key: jax.Array) -> Any:
@@ -214,9 +229,17 @@ class ArchitectureConfig(abc.ABC):
             return dataclasses.replace(self.abstract(), autoencoder=autoencoder)
         return load_weights(self.abstract(), self.weights)
 
+    @property
+    def tiling(self) -> Tiling | None:
+        """The tiles, None for none; `UserError` if they leave gaps."""
+        if self.tile is None:
+            return None
+        return Tiling(self.tile, max(self.tile // 2, 1) if self.tile_stride is None else self.tile_stride)
+
     def _arguments(self, preset: Mapping[str, Any], *more: str) -> dict[str, Any]:
         """The arguments of a preset and those that replace them; `more` are fields of a subclass that may too."""
-        names = [field.name for field in dataclasses.fields(ArchitectureConfig) if field.name != "weights"]
+        own = {"weights", "tile", "tile_stride"}
+        names = [field.name for field in dataclasses.fields(ArchitectureConfig) if field.name not in own]
         given = {name: getattr(self, name) for name in (*names, *more)}
         return {**preset, **{name: value for name, value in given.items() if value is not None}}
 
@@ -237,6 +260,7 @@ class KLConfig(ArchitectureConfig):
     scale: float | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.scale is None and self.preset not in PUBLISHED_SCALES:
             raise UserError(
                 f"autoencoder.scale is not set and {self.preset} has no published one: give 1 / std of its latents"
@@ -251,7 +275,8 @@ class KLConfig(ArchitectureConfig):
     def abstract(self) -> KLFirstStage:
         """See `ArchitectureConfig`."""
         scale = PUBLISHED_SCALES[self.preset] if self.scale is None else self.scale
-        return KLFirstStage(jax.eval_shape(lambda: self.make_autoencoder(jax.random.key(0))), jnp.float32(scale))
+        autoencoder = jax.eval_shape(lambda: self.make_autoencoder(jax.random.key(0)))
+        return KLFirstStage(autoencoder, jnp.float32(scale), self.tiling)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -274,6 +299,7 @@ class VQConfig(ArchitectureConfig):
     num_codes: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.scale > 0:
             raise UserError(f"autoencoder.scale={self.scale} must be positive")
 
@@ -285,7 +311,7 @@ class VQConfig(ArchitectureConfig):
     def abstract(self) -> VQFirstStage:
         """See `ArchitectureConfig`."""
         autoencoder = jax.eval_shape(lambda: self.make_autoencoder(jax.random.key(0)))
-        return VQFirstStage(autoencoder, jnp.float32(self.scale), self.quantize)
+        return VQFirstStage(autoencoder, jnp.float32(self.scale), self.quantize, self.tiling)
 
 
 FIRST_STAGES: Mapping[str, Callable[..., Identity | KLConfig | VQConfig]] = {
@@ -310,3 +336,18 @@ def _latent_shape(model: Autoencoder, image_size: int | tuple[int, int], channel
             f"an image size of {height}×{width} does not divide by {factor}, the autoencoder's downsampling factor"
         )
     return height // factor, width // factor, model.embed_dim
+
+
+def _encode(stage: KLFirstStage | VQFirstStage, images: jax.Array) -> Any:
+    """What the autoencoder encodes, in tiles where the images are larger than one."""
+    if stage.tiling is None:
+        return stage.autoencoder.encode(images)
+    return map_tiles(stage.autoencoder.encode, images, stage.tiling, cell_in=stage.autoencoder.layout.downsampling)
+
+
+def _decode(
+    stage: KLFirstStage | VQFirstStage, decode: Callable[[jax.Array], jax.Array], latents: jax.Array
+) -> jax.Array:
+    if stage.tiling is None:
+        return decode(latents)
+    return map_tiles(decode, latents, stage.tiling, cell_out=stage.autoencoder.layout.downsampling)

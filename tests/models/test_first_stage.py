@@ -92,7 +92,7 @@ def test_config_keys_are_the_autoencoder_s_arguments():
     complete = section.complete("autoencoder", {"name": "kl"})
     assert complete.pop("name") == "kl"
     arguments = set(inspect.signature(AutoencoderKL.__init__).parameters) - {"self", "rngs"}
-    assert complete.keys() == arguments | {"preset", "weights", "scale"}
+    assert complete.keys() == arguments | {"preset", "weights", "scale", "tile", "tile_stride"}
     assert section.complete("autoencoder", {"name": "identity"}) == {"name": "identity"}
     with pytest.raises(UserError, match=r"autoencoder\.preset='sd-vea' must be one of .* did you mean 'sd-vae'"):
         section.complete("autoencoder", {"name": "kl", "preset": "sd-vea"})
@@ -104,3 +104,23 @@ def test_arguments_replace_those_of_the_preset():
     model = KLConfig(preset="kl-f16", scale=1.0, attn_resolutions=(), in_channels=1).abstract().autoencoder
     assert model.layout.attention == (False,) * 5
     assert model.in_channels == 1 and model.embed_dim == 16
+
+
+def test_large_latents_go_through_in_tiles(stage):
+    tiled = KLConfig(**SMALL, tile=4).build(no_files, seed=3)
+    assert tiled.tiling.size == 4 and tiled.tiling.stride == 2 and stage.tiling is None
+    images = jax.random.uniform(jax.random.key(0), (2, 8, 12, 3), minval=-1, maxval=1)
+
+    @jax.jit
+    def both(stage, images):
+        latents = stage.encode(images, jnp.zeros((2, *stage.latent_shape((8, 12), 3))))
+        return latents, stage.decode(latents)
+
+    latents, decoded = both(tiled, images)
+    left = jax.jit(lambda stage, images: stage.encode(images, jnp.zeros((2, 4, 4, 4))))(tiled, images[:, :, :8])
+    assert latents.shape == (2, 4, 6, 4) and decoded.shape == images.shape
+    # The first tile alone reaches the first two columns of latents.
+    np.testing.assert_allclose(latents[:, :, :2], left[:, :, :2], rtol=1e-3, atol=1e-5)
+    assert np.abs(latents[:, :, 3] - left[:, :, 3]).max() > 1e-4
+    with pytest.raises(UserError, match=r"^autoencoder\.tile=4, tile_stride=5: need"):
+        KLConfig(**SMALL, tile=4, tile_stride=5)

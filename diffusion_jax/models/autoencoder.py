@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from diffusion_jax.errors import UserError
 from diffusion_jax.models.autoencoder_blocks import Decoder, Encoder, make_layout
 from diffusion_jax.models.convolution import pointwise
 from diffusion_jax.models.precision import DTypeName
@@ -137,6 +138,29 @@ class Autoencoder(nnx.Module):
         float32, moments = jnp.dtype("float32"), self.moments
         self.quant_conv = pointwise(moments * z_channels, moments * embed_dim, dtype=float32, rngs=rngs)
         self.post_quant_conv = pointwise(embed_dim, z_channels, dtype=float32, rngs=rngs)
+
+    def latent_shape(self, image_size: int | tuple[int, int], channels: int) -> tuple[int, int, int]:
+        """The shape of one image's latents; needs no weights.
+
+        Args:
+          image_size: H and W in pixels; one number for squares.
+          channels: channels of the images.
+
+        Returns:
+          (H/f, W/f, embed_dim).
+
+        Raises:
+          UserError: H or W does not divide by f, or the autoencoder takes other channels.
+        """
+        factor = self.layout.downsampling
+        if channels != self.in_channels:
+            raise UserError(f"the data has {channels} channels, but autoencoder.in_channels={self.in_channels}")
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        if height % factor or width % factor:
+            raise UserError(
+                f"an image size of {height}×{width} does not divide by {factor}, the autoencoder's downsampling factor"
+            )
+        return height // factor, width // factor, self.embed_dim
 
 
 class AutoencoderKL(Autoencoder):

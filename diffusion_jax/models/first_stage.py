@@ -22,7 +22,6 @@ from diffusion_jax.keys import purpose_key
 from diffusion_jax.models.autoencoder import (
     AUTOENCODERS,
     VQ_AUTOENCODERS,
-    Autoencoder,
     AutoencoderKL,
     AutoencoderVQ,
 )
@@ -76,7 +75,7 @@ class Identity:
 
     def latent_shape(self, image_size: int | tuple[int, int], channels: int) -> tuple[int, int, int]:
         """(H, W, C) of the images; see `FirstStage`."""
-        return (*_pair(image_size), channels)
+        return (image_size, image_size, channels) if isinstance(image_size, int) else (*image_size, channels)
 
     def encode(self, images: jax.Array, noise: jax.Array) -> jax.Array:
         """Returns `images`; `noise` is not used, since there is nothing to draw."""
@@ -112,7 +111,7 @@ class KLFirstStage:
 
     def latent_shape(self, image_size: int | tuple[int, int], channels: int) -> tuple[int, int, int]:
         """(H/f, W/f, embed_dim); needs no weights. See `FirstStage`."""
-        return _latent_shape(self.autoencoder, image_size, channels)
+        return self.autoencoder.latent_shape(image_size, channels)
 
     def encode(self, images: jax.Array, noise: jax.Array) -> jax.Array:
         """s · (mean + std · noise); see `FirstStage`."""
@@ -142,7 +141,7 @@ class VQFirstStage:
 
     def latent_shape(self, image_size: int | tuple[int, int], channels: int) -> tuple[int, int, int]:
         """(H/f, W/f, embed_dim); needs no weights. See `FirstStage`."""
-        return _latent_shape(self.autoencoder, image_size, channels)
+        return self.autoencoder.latent_shape(image_size, channels)
 
     def encode(self, images: jax.Array, noise: jax.Array) -> jax.Array:
         """s · z; `noise` is not used, since z is a function of the image. See `FirstStage`."""
@@ -253,7 +252,7 @@ class KLConfig(ArchitectureConfig):
       scale: s of `KLFirstStage`; None takes the published one of the preset.
 
     Raises:
-      UserError: a scale that is not positive, or none for a preset that has none.
+      UserError: a scale that is not positive; from `abstract`, none for a preset that has none.
     """
 
     preset: Literal["sd-vae", "kl-f4", "kl-f8", "kl-f16", "kl-f32"] = "sd-vae"
@@ -261,10 +260,6 @@ class KLConfig(ArchitectureConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.scale is None and self.preset not in PUBLISHED_SCALES:
-            raise UserError(
-                f"autoencoder.scale is not set and {self.preset} has no published one: give 1 / std of its latents"
-            )
         if self.scale is not None and not self.scale > 0:
             raise UserError(f"autoencoder.scale={self.scale} must be positive")
 
@@ -274,6 +269,11 @@ class KLConfig(ArchitectureConfig):
 
     def abstract(self) -> KLFirstStage:
         """See `ArchitectureConfig`."""
+        # Not asked for earlier: a run that trains the autoencoder has no scale yet.
+        if self.scale is None and self.preset not in PUBLISHED_SCALES:
+            raise UserError(
+                f"autoencoder.scale is not set and {self.preset} has no published one: give 1 / std of its latents"
+            )
         scale = PUBLISHED_SCALES[self.preset] if self.scale is None else self.scale
         autoencoder = jax.eval_shape(lambda: self.make_autoencoder(jax.random.key(0)))
         return KLFirstStage(autoencoder, jnp.float32(scale), self.tiling)
@@ -320,22 +320,6 @@ FIRST_STAGES: Mapping[str, Callable[..., Identity | KLConfig | VQConfig]] = {
     "vq": VQConfig,
 }
 """The names that the `autoencoder` section of a config may have."""
-
-
-def _pair(image_size: int | tuple[int, int]) -> tuple[int, int]:
-    return (image_size, image_size) if isinstance(image_size, int) else image_size
-
-
-def _latent_shape(model: Autoencoder, image_size: int | tuple[int, int], channels: int) -> tuple[int, int, int]:
-    factor = model.layout.downsampling
-    if channels != model.in_channels:
-        raise UserError(f"the data has {channels} channels, but autoencoder.in_channels={model.in_channels}")
-    height, width = _pair(image_size)
-    if height % factor or width % factor:
-        raise UserError(
-            f"an image size of {height}×{width} does not divide by {factor}, the autoencoder's downsampling factor"
-        )
-    return height // factor, width // factor, model.embed_dim
 
 
 def _encode(stage: KLFirstStage | VQFirstStage, images: jax.Array) -> Any:

@@ -74,7 +74,7 @@ def test_weights_are_read_into_the_described_architecture():
 
 def test_a_scale_without_a_publication_must_be_given():
     with pytest.raises(UserError, match=r"^autoencoder\.scale is not set and kl-f4 has no published one"):
-        KLConfig(preset="kl-f4")
+        KLConfig(preset="kl-f4").abstract()
     with pytest.raises(UserError, match=r"^autoencoder\.scale=0\.0 must be positive$"):
         KLConfig(scale=0.0)
 

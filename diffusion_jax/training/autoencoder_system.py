@@ -1,0 +1,169 @@
+"""From a config to the parts of a run that trains a first stage; `system` does the same for diffusion."""
+
+import dataclasses
+import sys
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from flax import nnx
+
+from diffusion_jax import keys
+from diffusion_jax.autoencoding.losses import AUTOENCODER_LOSSES
+from diffusion_jax.autoencoding.metrics import psnr, ssim
+from diffusion_jax.autoencoding.objective import Generator
+from diffusion_jax.config import Schema
+from diffusion_jax.data import DataConfig
+from diffusion_jax.errors import UserError
+from diffusion_jax.interop.lpips import read_lpips
+from diffusion_jax.models.autoencoder import AutoencoderKL
+from diffusion_jax.models.discriminator import PatchDiscriminator
+from diffusion_jax.models.first_stage import KLConfig, VQConfig
+from diffusion_jax.models.lpips import LPIPS
+from diffusion_jax.models.macs import count_macs
+from diffusion_jax.models.precision import DTypeName
+from diffusion_jax.parallel import processes
+from diffusion_jax.parallel.mesh import MeshConfig
+from diffusion_jax.pictures import to_uint8
+from diffusion_jax.schema import Section
+from diffusion_jax.training.autoencoder_step import AutoencoderState, AutoencoderStep
+from diffusion_jax.training.ema_profiles import EMA_PROFILES
+from diffusion_jax.training.optimizer import OPTIMIZERS
+from diffusion_jax.training.system import DatasetFacts, TrainConfig
+
+
+def no_discriminator() -> None:
+    """Trains without an adversary."""
+
+
+DISCRIMINATORS: Mapping[str, Callable[..., PatchDiscriminator | None]] = {
+    "none": no_discriminator,
+    "patchgan": PatchDiscriminator,
+}
+"""Discriminators by the `name` of the config section `discriminator`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LPIPSConfig:
+    """The `lpips` section.
+
+    Attributes:
+      weights: files that together hold the weights of LPIPS; none leaves the perceptual term out.
+      dtype: compute dtype of its convolutions.
+    """
+
+    weights: tuple[str, ...] = ()
+    dtype: DTypeName = "float32"
+
+
+AUTOENCODER_SCHEMA: Schema = {
+    "data": Section(DataConfig),
+    "autoencoder": Section({"kl": KLConfig, "vq": VQConfig}),
+    "loss": Section(AUTOENCODER_LOSSES),
+    "discriminator": Section(DISCRIMINATORS, frozenset({"in_channels", "rngs"})),
+    "lpips": Section(LPIPSConfig),
+    "optimizer": Section(OPTIMIZERS),
+    "discriminator_optimizer": Section(OPTIMIZERS),
+    "ema": Section(EMA_PROFILES, frozenset({"batch_size"})),
+    "train": Section(TrainConfig),
+    "mesh": Section(MeshConfig),
+}
+"""Every section of a config that trains a first stage."""
+
+
+class AutoencoderSystem:
+    """The parts of a run that trains a first stage, built and checked against each other.
+
+    Args:
+      config: a complete config.
+      facts: what is known of the data.
+
+    Raises:
+      UserError: parts that do not fit together, or values out of range.
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict, facts: DatasetFacts):
+        self.config = config
+        self.facts = facts
+        self.train: TrainConfig = self.build("train")
+        self.data: DataConfig = self.build("data")
+        self.autoencoder: KLConfig | VQConfig = self.build("autoencoder")
+        self.lpips: LPIPSConfig = self.build("lpips")
+        if config.loss.name != config.autoencoder.name:
+            raise UserError(
+                f"loss '{config.loss.name}' does not train a '{config.autoencoder.name}' autoencoder: "
+                f"set loss.name={config.autoencoder.name}"
+            )
+        if self.train.microbatches != 1:
+            raise UserError(
+                f"train.microbatches={self.train.microbatches}: the adaptive weight and batch norms are of a whole "
+                "batch, so set 1 and a smaller train.batch_size or more devices"
+            )
+        if self.autoencoder.weights not in (None, "random"):
+            raise UserError(
+                f"autoencoder.weights={self.autoencoder.weights!r}: training starts from random weights; set None"
+            )
+        if self.lpips.weights and self.data.channels != 3:
+            raise UserError(f"data.channels={self.data.channels}: LPIPS compares RGB images; set lpips.weights=()")
+        self.optimizer, self.learning_rate = self.build("optimizer")
+        opponent_optimizer, _ = self.build("discriminator_optimizer")
+        self.step = AutoencoderStep(
+            loss=self.build("loss"),
+            optimizer=self.optimizer,
+            opponent_optimizer=opponent_optimizer,
+            ema=self.build("ema", batch_size=self.train.batch_size),
+            latent_shape=self.latent_shape,
+            seed=self.train.seed,
+            flip=self.data.flip,
+        )
+
+    def build(self, section: str, **context: Any) -> Any:
+        """Builds what a section names."""
+        return AUTOENCODER_SCHEMA[section].build(section, self.config[section], **context)
+
+    @cached_property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(h, w, c) of the latents of one image."""
+        abstract = jax.eval_shape(lambda: self.autoencoder.make_autoencoder(jax.random.key(0)))
+        return abstract.latent_shape(self.data.image_size, self.data.channels)
+
+    def init_state(self) -> AutoencoderState:
+        """The state before the first step, a function of the config and `train.seed`."""
+        seed = self.train.seed
+        rngs = nnx.Rngs(keys.purpose_key(seed, "init_discriminator"))
+        discriminator = self.build("discriminator", in_channels=self.data.channels, rngs=rngs)
+        return self.step.init(self.autoencoder.make_autoencoder(keys.purpose_key(seed, "init")), discriminator)
+
+    def load_lpips(self) -> LPIPS | None:
+        """LPIPS with its weights; None, and a line that says so, if the config names no files."""
+        if self.lpips.weights:
+            return read_lpips(self.lpips.weights, dtype=self.lpips.dtype)
+        if processes.is_main():
+            print("lpips.weights is empty: training without the perceptual loss", file=sys.stderr)
+        return None
+
+    def reconstruct(self, model: Generator, images: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """What the autoencoder makes of images, without noise: from the mode of a KL posterior, or from codes.
+
+        Args:
+          model: the raw weights or their average.
+          images: [B, H, W, C] uint8, H and W at least 11.
+
+        Returns:
+          [B, H, W, C] uint8, and `psnr` (dB) and `ssim`, [B] each.
+        """
+        wanted = images.astype(jnp.float32) / 127.5 - 1
+        encoded = model.autoencoder.encode(wanted)
+        latents = encoded.mean if isinstance(model.autoencoder, AutoencoderKL) else encoded  # [B, h, w, c]
+        made = model.autoencoder.decode(latents)  # [B, H, W, C]
+        return to_uint8(made), {"psnr": psnr(wanted, made), "ssim": ssim(wanted, made)}
+
+    def train_flops_per_image(self) -> float:
+        """FLOPs of a step for one image, LPIPS left out: two for each multiply-add of the traced step."""
+        size = self.data.image_size
+        batch = {"image": jax.ShapeDtypeStruct((1, size, size, self.data.channels), jnp.uint8)}
+        state = jax.eval_shape(self.init_state)
+        return 2 * count_macs(lambda state, batch: self.step(state, None, batch), state, batch)

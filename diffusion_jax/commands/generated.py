@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from diffusion_jax.commands.sample import open_guide, sampling_overrides
+from diffusion_jax.commands.sample import open_guides, sampling_overrides
 from diffusion_jax.data import Batch
 from diffusion_jax.errors import UserError
 from diffusion_jax.parallel import processes
@@ -43,7 +43,7 @@ class GeneratedImages:
         overrides = sampling_overrides(values)
         self._system, mesh, self._model, self._first_stage = restore_for_sampling(values.workdir, self._step, overrides)
         self._labels = parse_labels(values.labels, values.num, self._system.facts.num_classes, values.seed)
-        self._stream = SampleStream(self._system, mesh, open_guide(values, self._system))
+        self._stream = SampleStream(self._system, mesh, open_guides(values, self._system))
         self._values, self._overrides, self._save = values, overrides, save
         data = self._system.data
         self.name = f"samples of {values.workdir}"

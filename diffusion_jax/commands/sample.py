@@ -12,15 +12,16 @@ Everything that the run's config says of sampling can be overridden, for example
 --config.guidance.interval="(0.3, 2.0)"; `diffusion-jax samplers` lists the samplers and their options.
 """
 
+import operator
 import pathlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from diffusion_jax.commands.flags import define_process_flags, start_process
 
 if TYPE_CHECKING:
-    from diffusion_jax.training.generation import Guide
+    from diffusion_jax.training.generation import Guides
     from diffusion_jax.training.system import System
 
 GRID = 100
@@ -54,6 +55,9 @@ def define_run_flags(values: flags.FlagValues) -> None:
     text("guide_workdir", None, "A weaker run of the same kind for autoguidance.", flag_values=values)
     text("guide_step", "latest", "Its checkpoint's step.", flag_values=values)
     real("guide_scale", 2.0, "Autoguidance scale, 1 for none.", flag_values=values)
+    text("classifier_workdir", None, "A run that trained a noisy classifier to guide by.", flag_values=values)
+    text("classifier_step", "latest", "Its checkpoint's step.", flag_values=values)
+    real("classifier_scale", 1.0, "Factor of the classifier's gradient.", flag_values=values)
     define_process_flags(values)
 
 
@@ -74,7 +78,7 @@ def run(values: flags.FlagValues) -> None:
         raise UserError(f"--out {out}: samples.npz is already there; use another folder or --overwrite")
     system, mesh, model, first_stage = restore_for_sampling(values.workdir, values.step, sampling_overrides(values))
     labels = parse_labels(values.labels, values.num, system.facts.num_classes, values.seed)
-    stream = SampleStream(system, mesh, open_guide(values, system))
+    stream = SampleStream(system, mesh, open_guides(values, system))
     batches = []
     for images in stream(model, first_stage, labels, values.seed):
         batches.append(images)
@@ -110,20 +114,41 @@ def sampling_overrides(values: flags.FlagValues) -> list[str]:
     return overrides
 
 
-def open_guide(values: flags.FlagValues, system: "System") -> "Guide | None":
-    """Opens the run that --guide-workdir names."""
+def open_guides(values: flags.FlagValues, system: "System") -> "Guides":
+    """Opens the runs that --guide-workdir and --classifier-workdir name."""
     from diffusion_jax.diffusion.guidance import Autoguidance
     from diffusion_jax.errors import UserError
-    from diffusion_jax.training.generation import Guide
+    from diffusion_jax.training.generation import Guides
+
+    weak = classifier = None
+    if values.guide_workdir is not None:
+        same = ("path", "prediction", "latent_shape", "conditioner")
+        weak = open_guide("--guide-workdir", values.guide_workdir, values.guide_step, system, same)
+    if values.classifier_workdir is not None:
+        parts = ("path", "latent_shape", "facts.num_classes")
+        where = values.classifier_workdir
+        classifier = open_guide("--classifier-workdir", where, values.classifier_step, system, parts, classifies=True)
+        if system.prediction.kind == "edm":
+            raise UserError(
+                "--classifier-workdir: an 'edm' prediction is told another time than a classifier; guide a model of "
+                "another prediction"
+            )
+    return Guides(weak, Autoguidance(scale=values.guide_scale), classifier, values.classifier_scale)
+
+
+def open_guide(
+    flag: str, workdir: str, step: str, system: "System", parts: tuple[str, ...], classifies: bool = False
+) -> Any:
+    """The model of a run that is to guide another; raises a `UserError` unless the named parts of both are the same."""
+    from diffusion_jax.errors import UserError
     from diffusion_jax.training.restore import restore_for_sampling
 
-    if values.guide_workdir is None:
-        return None
-    weak, _, model, _ = restore_for_sampling(values.guide_workdir, values.guide_step)
-    for part in ("path", "prediction", "latent_shape", "conditioner"):
-        if getattr(weak, part) != getattr(system, part):
-            raise UserError(
-                f"--guide-workdir {values.guide_workdir}: its {part} is {getattr(weak, part)}, which cannot guide "
-                f"{getattr(system, part)}"
-            )
-    return Guide(model, Autoguidance(scale=values.guide_scale))
+    other, _, model, _ = restore_for_sampling(workdir, step)
+    if other.classifies != classifies:
+        kind, right = ("classifier", "--classifier-workdir") if other.classifies else ("generator", "--guide-workdir")
+        raise UserError(f"{flag} {workdir}: that run trained a {kind}; name it as {right}")
+    for part in parts:
+        theirs, ours = (operator.attrgetter(part)(each) for each in (other, system))
+        if theirs != ours:
+            raise UserError(f"{flag} {workdir}: its {part} is {theirs}, which cannot guide {ours}")
+    return model

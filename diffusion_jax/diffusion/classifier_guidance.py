@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.diffusion.denoiser import Denoise, Denoised
+from diffusion_jax.diffusion.denoiser import Denoise, Denoised, Model, network
 from diffusion_jax.diffusion.point import Array, Point, align
 
 # (x [B, ..., C], point) -> [B]
@@ -35,6 +35,21 @@ def classifier_guidance(denoise: Denoise, log_probability: LogProbability, scale
     """
     gradient = jax.grad(lambda x, point: jnp.sum(log_probability(x, point)))
     return lambda x, point: _add(denoise(x, point), scale * gradient(x, point))
+
+
+def log_probability(classifier: Model, label: Array) -> LogProbability:
+    """ln p(label | x_t, t) of a classifier of noisy data.
+
+    Args:
+      classifier: (x [B, ..., C], timestep [B], None) -> [B, K] logits.
+      label: [B] int32 in 0…K−1, the wanted classes.
+    """
+
+    def value(x: Array, point: Point) -> Array:
+        logits = network(classifier)(x, point, None)  # B, K
+        return jnp.take_along_axis(jax.nn.log_softmax(logits), label[:, None], axis=1)[:, 0]  # B
+
+    return value
 
 
 def prediction_guidance(

@@ -139,6 +139,11 @@ class VQFirstStage:
     quantize: bool = dataclasses.field(default=True, metadata={"static": True})
     tiling: Tiling | None = dataclasses.field(default=None, metadata={"static": True})
 
+    @property
+    def codebook(self) -> jax.Array:
+        """[K, embed_dim] float32, the codes in the scale of the latents."""
+        return self.scale * self.autoencoder.quantizer.codebook[...]
+
     def latent_shape(self, image_size: int | tuple[int, int], channels: int) -> tuple[int, int, int]:
         """(H/f, W/f, embed_dim); needs no weights. See `FirstStage`."""
         return self.autoencoder.latent_shape(image_size, channels)

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
+from diffusion_jax.models.conditioning import Conditioning
 from diffusion_jax.models.embeddings import TimestepEmbedder
 from diffusion_jax.models.group_norm import GroupNorm
 from diffusion_jax.models.key_stream import KeyStream
@@ -31,6 +31,7 @@ class NoisyClassifier(nnx.Module):
     """
 
     partition_rules = UNET_PARTITION_RULES
+    classifies = True
 
     def __init__(
         self,
@@ -82,12 +83,13 @@ class NoisyClassifier(nnx.Module):
             rngs=rngs,
         )
 
-    def __call__(self, x: jax.Array, timestep: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, timestep: jax.Array, cond: Conditioning | None = None) -> jax.Array:
         """Classifies noisy inputs.
 
         Args:
           x: [B, H, W, C] float.
           timestep: [B] float.
+          cond: not used; a classifier is called like a backbone.
 
         Returns:
           [B, num_classes] float32 logits.
@@ -95,19 +97,18 @@ class NoisyClassifier(nnx.Module):
         h, _ = self.encoder(x, Context(jax.nn.silu(self.time_embed(timestep))))  # [B, h, w, widths[-1]]
         return self.pool(jax.nn.silu(self.norm_out(h)))  # [B, K]
 
-    def log_probability(self, x: jax.Array, timestep: jax.Array, label: jax.Array) -> jax.Array:
-        """ln p(label | x, timestep), whose gradient at x guides a sampler.
 
-        Args:
-          x: [B, H, W, C] float.
-          timestep: [B] float.
-          label: [B] int32 in 0…K−1.
+def classifier_config(name: str) -> dict[str, Any]:
+    """The `model` section of a published classifier.
 
-        Returns:
-          [B] float32.
-        """
-        log_probabilities = jax.nn.log_softmax(self(x, timestep))  # [B, K]
-        return jnp.take_along_axis(log_probabilities, label[:, None], axis=1)[:, 0]  # [B]
+    Args:
+      name: a key of `NOISY_CLASSIFIERS`.
+
+    Returns:
+      The name of the model and its options; the input's shape is that of the data.
+    """
+    options = {key: value for key, value in NOISY_CLASSIFIERS[name].items() if key != "input_shape"}
+    return {"name": "noisy_classifier", **options}
 
 
 NOISY_CLASSIFIERS: Mapping[str, Mapping[str, Any]] = {

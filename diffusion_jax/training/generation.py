@@ -11,6 +11,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from diffusion_jax import keys
+from diffusion_jax.diffusion.classifier_guidance import classifier_guidance, log_probability
 from diffusion_jax.diffusion.denoiser import conditional, denoiser
 from diffusion_jax.diffusion.guidance import Autoguidance
 from diffusion_jax.diffusion.samplers import initial_noise, sample
@@ -23,39 +24,57 @@ from diffusion_jax.training.system import System
 LABELINGS = ("uniform", "balanced")
 
 
-class Guide(NamedTuple):
-    """A weaker network for autoguidance (Karras et al. 2024).
+class Guides(NamedTuple):
+    """Further networks that guide a model, each of the same path and latents as the model.
 
     Attributes:
-      model: the network, of the same path, prediction and latents as the one it guides.
-      combine: the combination of the two.
+      weak: a weaker model of the same prediction for autoguidance (Karras et al. 2024), or None.
+      autoguidance: the combination of the model with `weak`.
+      classifier: a classifier of noisy data, (x, timestep, cond) → [B, K] logits, or None.
+      classifier_scale: factor of the gradient of its log-probability (Dhariwal & Nichol 2021).
     """
 
-    model: Any
-    combine: Autoguidance
+    weak: Any = None
+    autoguidance: Autoguidance = Autoguidance(scale=1.0)
+    classifier: Any = None
+    classifier_scale: float = 1.0
 
 
-def make_sample_function(system: System, autoguidance: Autoguidance | None) -> Callable[..., jax.Array]:
+NO_GUIDES = Guides()
+
+
+def make_sample_function(system: System, guides: Guides) -> Callable[..., jax.Array]:
     """Builds the program that draws one batch; the caller compiles it.
 
     Args:
       system: the run's parts.
-      autoguidance: how a weaker network joins them, or None.
+      guides: the scales of further guidance; its networks are arguments of the result.
 
     Returns:
-      A function (model, weaker model or None, first_stage, label [B] int32, index [B] int32, seed) → [B, H, W, C]
-      uint8, in which image b depends on (the models, label[b], seed, index[b]) alone.
+      A function (model, weaker model or None, classifier or None, first_stage, label [B] int32, index [B] int32, seed)
+      → [B, H, W, C] uint8, in which image b depends on (the models, label[b], seed, index[b]) alone.
     """
     conditioner, sampler = system.conditioner, system.sampler
 
-    def draw(model: Any, weak: Any, first_stage: Any, label: jax.Array, index: jax.Array, seed: jax.Array) -> jax.Array:
+    def draw(
+        model: Any,
+        weak: Any,
+        classifier: Any,
+        first_stage: Any,
+        label: jax.Array,
+        index: jax.Array,
+        seed: jax.Array,
+    ) -> jax.Array:
         cond = conditioner(label)
         guided = system.guidance(model, cond, conditioner.null(label.shape[0]) if conditioner.has_null else None)
-        if autoguidance is not None:
-            guided = autoguidance(guided, conditional(weak, cond))
+        if weak is not None:
+            guided = guides.autoguidance(guided, conditional(weak, cond))
         start = keys.purpose_key(seed, "sample_start")
         x = initial_noise(sampler, system.path, start, index, system.latent_shape)  # [B, h, w, c]
-        denoise = denoiser(guided, system.prediction, system.sample.transforms)
+        denoise = denoiser(guided, system.prediction, system.transforms(first_stage))
+        if classifier is not None:
+            recognise = log_probability(classifier, label)
+            denoise = classifier_guidance(denoise, recognise, guides.classifier_scale)
         latents = sample(sampler, system.path, denoise, x, keys.purpose_key(seed, "sample_noise"), index)
         return to_uint8(first_stage.decode(latents))  # [B, H, W, C]
 
@@ -68,7 +87,7 @@ class SampleStream:
     Args:
       system: the run's parts.
       mesh: the mesh; each batch is split over its batch axes.
-      guide: a weaker network to guide by, or None.
+      guides: further networks to guide by.
       rows: images that each device of the batch axes draws at once; None means `sample.batch_size`. Float32 samples are
         the same bit for bit on any number of such devices as long as this number stays; another number, or a model
         split over "fsdp" or "tensor", may round a matrix product otherwise.
@@ -77,11 +96,16 @@ class SampleStream:
       UserError: a sampler or guidance that does not fit the model.
     """
 
-    def __init__(self, system: System, mesh: Mesh, guide: Guide | None = None, rows: int | None = None):
+    def __init__(self, system: System, mesh: Mesh, guides: Guides = NO_GUIDES, rows: int | None = None):
+        if system.classifies:
+            raise UserError(
+                "this run trains a classifier, which has no samples of its own: set train.sample_every=None, and name "
+                "the run as the --classifier-workdir of `diffusion-jax sample`"
+            )
         self.mesh = mesh
-        self.weak = guide.model if guide else None
+        self.guides = guides
         self.batch_size = (rows or system.sample.batch_size) * batch_parts(mesh)
-        function = make_sample_function(system, guide.combine if guide else None)
+        function = make_sample_function(system, guides)
         self.draw = jax.jit(function, out_shardings=replicated(mesh))
 
     def __call__(self, model: Any, first_stage: Any, labels: np.ndarray, seed: int) -> Iterator[np.ndarray]:
@@ -103,7 +127,8 @@ class SampleStream:
             label = np.asarray(labels, np.int32)[np.minimum(index, len(labels) - 1)]
             batch = to_global(self.mesh, self.batch_size, {"label": label[rows], "index": index[rows]})
             with jax.set_mesh(self.mesh):
-                images = self.draw(model, self.weak, first_stage, batch["label"], batch["index"], jnp.uint32(seed))
+                networks = (model, self.guides.weak, self.guides.classifier, first_stage)
+                images = self.draw(*networks, batch["label"], batch["index"], jnp.uint32(seed))
             yield np.asarray(images.addressable_data(0))[: len(labels) - first]
 
 

@@ -14,21 +14,25 @@ from diffusion_jax.config import Schema
 from diffusion_jax.data import DataConfig, Source
 from diffusion_jax.diffusion.guidance import ClassifierFreeGuidance
 from diffusion_jax.diffusion.importance_sampling import LossHistory, LossSecondMoment
-from diffusion_jax.diffusion.losses import LOSSES, LearnedUncertainty
+from diffusion_jax.diffusion.losses import LOSSES, ClassificationLoss, LearnedUncertainty
 from diffusion_jax.diffusion.paths import PATHS
 from diffusion_jax.diffusion.predictions import Prediction
 from diffusion_jax.diffusion.samplers import SAMPLERS, check_sampling
-from diffusion_jax.diffusion.transforms import Transform, clip, dynamic_threshold
+from diffusion_jax.diffusion.transforms import Transform, clip, dynamic_threshold, snap_to_codebook
 from diffusion_jax.errors import UserError
 from diffusion_jax.interop.autoencoder import load_first_stage
 from diffusion_jax.models.backbones import BACKBONES, backbone_macs
 from diffusion_jax.models.conditioned import Conditioned
 from diffusion_jax.models.conditioner import CONDITIONERS, Conditioner
 from diffusion_jax.models.first_stage import FIRST_STAGES
+from diffusion_jax.models.noisy_classifier import NoisyClassifier
 from diffusion_jax.parallel.mesh import MeshConfig
 from diffusion_jax.schema import Section
 from diffusion_jax.training.ema_profiles import EMA_PROFILES, EMAProfile, PowerEMA
 from diffusion_jax.training.optimizer import OPTIMIZERS
+
+MODELS: Mapping[str, Callable[..., Any]] = {**BACKBONES, "noisy_classifier": NoisyClassifier}
+"""What can be trained, by the `name` of the config section `model`."""
 
 
 def uniform() -> None:
@@ -106,15 +110,15 @@ class SampleConfig:
       params: "ema" (what papers report) or "raw" weights.
       batch_size: images that each device draws at once; a matter of memory and speed, and of the last bit.
       grid: number of images in the grids drawn during training.
-      transform: correction of the predicted data at every step: "clip" to [−1, 1], or "dynamic_threshold" (Imagen);
-        both are right for pixels and wrong for latents.
+      transform: correction of the predicted data at every step: "clip" to [−1, 1] or "dynamic_threshold" (Imagen), both
+        right for pixels and wrong for latents; "codebook" takes the nearest codes of a VQ first stage (LDM).
       quantile: share of the entries that dynamic thresholding keeps.
     """
 
     params: Literal["ema", "raw"] = "ema"
     batch_size: int = 64
     grid: int = 40
-    transform: Literal["none", "clip", "dynamic_threshold"] = "none"
+    transform: Literal["none", "clip", "dynamic_threshold", "codebook"] = "none"
     quantile: float = 0.995
 
     def __post_init__(self):
@@ -122,19 +126,15 @@ class SampleConfig:
         if self.batch_size < 1 or self.grid < 1:
             raise UserError(f"sample.batch_size={self.batch_size} and sample.grid={self.grid} must be at least 1")
 
-    @property
-    def transforms(self) -> tuple[Transform, ...]:
-        """The corrections, as `diffusion.denoiser` takes them."""
-        named = {"none": (), "clip": (clip,), "dynamic_threshold": (dynamic_threshold(self.quantile),)}
-        return named[self.transform]
-
 
 SCHEMA: Schema = {
     "data": Section(DataConfig),
     "conditioner": Section(CONDITIONERS, frozenset({"num_classes"})),
     "autoencoder": Section(FIRST_STAGES),
     "model": Section(
-        BACKBONES, frozenset({"input_shape", "out_channels", "conditioning", "rngs"}), importable=nnx.Module
+        MODELS,
+        frozenset({"input_shape", "out_channels", "conditioning", "num_classes", "rngs"}),
+        importable=nnx.Module,
     ),
     "path": Section(PATHS),
     "prediction": Section(Prediction),
@@ -209,11 +209,32 @@ class System:
                 f"'{config.conditioner.name}' as configured trains none: set guidance.cfg_scale=1, or train a class "
                 "conditioner with label_drop above 0"
             )
+        if self.classifies and (self.conditioner.has_null or "label" not in self.conditioner.spec.parts):
+            raise UserError(
+                "loss 'classification' needs the label of every image: set conditioner.name='class' and "
+                "conditioner.label_drop=0"
+            )
+        model = SCHEMA["model"].constructor("model", config.model)
+        if getattr(model, "classifies", False) != self.classifies:
+            raise UserError(
+                f"model '{config.model.name}' and loss '{config.loss.name}' do not fit: loss 'classification' trains a "
+                "noisy_classifier, the other losses train the other models"
+            )
         self.first_stage = self.build("autoencoder")
+        if self.sample.transform == "codebook" and not hasattr(type(self.first_stage.abstract()), "codebook"):
+            raise UserError(
+                f"sample.transform='codebook': autoencoder '{config.autoencoder.name}' has no codebook; "
+                "set sample.transform='none'"
+            )
 
     def build(self, section: str, **context: Any) -> Any:
         """Builds what a section names."""
         return SCHEMA[section].build(section, self.config[section], **context)
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the run trains a classifier of noisy data in place of a diffusion model."""
+        return isinstance(self.loss, ClassificationLoss)
 
     @cached_property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -250,6 +271,7 @@ class System:
             input_shape=self.latent_shape,
             out_channels=self.prediction.output_channels(self.latent_shape[-1]),
             conditioning=self.conditioner.spec,
+            num_classes=self.facts.num_classes,
             rngs=nnx.Rngs(keys.purpose_key(self.train.seed, "init")),
         )
 
@@ -281,6 +303,17 @@ class System:
         epsilon = keys.normal(noise_key, index, x0.shape[1:])  # [B, h, w, c]
         loss, aux = self.loss.at(model, self.path, self.prediction, x0, cond, time, epsilon)
         return weight * loss, {**aux, "unweighted": loss}
+
+    def transforms(self, first_stage: Any) -> tuple[Transform, ...]:
+        """The corrections of the predicted data that `sample.transform` names, as `diffusion.denoiser` takes them."""
+        match self.sample.transform:
+            case "clip":
+                return (clip,)
+            case "dynamic_threshold":
+                return (dynamic_threshold(self.sample.quantile),)
+            case "codebook":
+                return (snap_to_codebook(first_stage.codebook),)
+        return ()
 
     def train_flops_per_image(self) -> float:
         """FLOPs of forward and backward pass through the backbone, per image; a multiply-add is two."""

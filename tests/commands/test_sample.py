@@ -76,6 +76,7 @@ def test_what_is_asked_for_changes_the_samples(command_line, run, samples, tmp_p
     ("arguments", "message"),
     [
         (["--guide-workdir=/nowhere"], "there is no run"),
+        (["--classifier-workdir=RUN"], "that run trained a generator; name it as --guide-workdir"),
         (["--sampler=dim"], "did you mean 'ddim'"),
         (["--config.model.depth=3"], "a trained model's config is fixed but for sampler, guidance, sample"),
         (["--config.sampler.ets=1"], "sampler 'ddim' has no key 'ets'; did you mean 'eta'?"),
@@ -85,6 +86,7 @@ def test_what_is_asked_for_changes_the_samples(command_line, run, samples, tmp_p
     ],
 )
 def test_mistakes_are_one_line(command_line, run, tmp_path, arguments, message):
+    arguments = [word.replace("RUN", str(run)) for word in arguments]
     _, error = draw(command_line, run, tmp_path / "out", "--num=4", *arguments, status=2)
     lines = [line for line in error.splitlines() if line.startswith("diffusion-jax sample:")]
     assert len(lines) == 1 and message in lines[0], error

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from diffusion_jax.config import complete
+from diffusion_jax.config import complete, override
 from diffusion_jax.diffusion.guidance import ClassifierFreeGuidance
 from diffusion_jax.diffusion.paths import DiscretePath
 from diffusion_jax.errors import UserError
@@ -15,7 +15,7 @@ from diffusion_jax.models.conditioning import Conditioning, ConditioningSpec
 from diffusion_jax.models.dit import DiT
 from diffusion_jax.parallel.mesh import MeshConfig, make_mesh
 from diffusion_jax.pictures import grid, to_uint8
-from diffusion_jax.training.generation import SampleStream, parse_labels
+from diffusion_jax.training.generation import NO_GUIDES, Guides, SampleStream, parse_labels
 from diffusion_jax.training.system import SCHEMA, DatasetFacts, System
 
 
@@ -81,8 +81,8 @@ class LastBits(nnx.Module):
         return (bits.astype(jnp.float32) - 127.5) / 127.5
 
 
-def draw(system, model, mesh, num=11, rows=8, seed=5, labels="balanced", first_stage=None):
-    stream = SampleStream(system, mesh, rows=rows)
+def draw(system, model, mesh, num=11, rows=8, seed=5, labels="balanced", first_stage=None, guides=NO_GUIDES):
+    stream = SampleStream(system, mesh, guides, rows=rows)
     first_stage = first_stage or system.load_first_stage()
     return np.concatenate(list(stream(model, first_stage, parse_labels(labels, num, 10, seed), seed)))
 
@@ -108,6 +108,66 @@ def test_samples_are_the_same_bit_for_bit_on_any_number_of_devices(system, model
     assert len(np.unique(one)) > 100
     np.testing.assert_array_equal(two, one)
     np.testing.assert_array_equal(eight, one)
+
+
+class Brightness(nnx.Module):
+    """A classifier that takes bright images for class 1 and dark ones for class 0."""
+
+    def __call__(self, x, timestep, cond=None):
+        bright = x.mean((1, 2, 3))
+        return jnp.stack([-bright, bright], axis=1)
+
+
+def test_a_classifier_guides(system, model):
+    one = make_mesh(MeshConfig(), jax.devices()[:1])
+
+    def brightness(label, scale):
+        guides = Guides(classifier=Brightness(), classifier_scale=scale)
+        return draw(system, model, one, num=8, labels=label, guides=guides).mean()
+
+    unguided = draw(system, model, one, num=8, labels="1").mean()
+    assert brightness("1", 0.0) == unguided
+    assert brightness("1", 50.0) > unguided + 5
+    assert brightness("0", 50.0) < draw(system, model, one, num=8, labels="0").mean() - 5
+
+
+def changed(system, *overrides):
+    words = [f"--config.{word}" for word in overrides]
+    return System(override(system.config.to_dict(), words, SCHEMA), system.facts)
+
+
+def test_classifiers_and_generators_are_not_confused(system):
+    classifier = ("model.name=noisy_classifier", "loss.name=classification", "guidance.cfg_scale=1")
+    trained = changed(system, *classifier, "conditioner.label_drop=0")
+    with pytest.raises(UserError, match=r"this run trains a classifier.*--classifier-workdir"):
+        SampleStream(trained, make_mesh(MeshConfig()))
+    with pytest.raises(UserError, match="needs the label of every image"):
+        changed(system, *classifier)
+    with pytest.raises(UserError, match="model 'dit' and loss 'classification' do not fit"):
+        changed(system, *classifier[1:], "conditioner.label_drop=0")
+    with pytest.raises(UserError, match="autoencoder 'identity' has no codebook"):
+        changed(system, "sample.transform=codebook")
+
+
+def test_predicted_data_can_snap_to_the_codebook(system):
+    tiny = (
+        "preset=vq-f8",
+        "weights=random",
+        "ch=32",
+        "ch_mult=(1,)",
+        "num_res_blocks=1",
+        "num_codes=16",
+        "attn_resolutions=()",
+    )
+    small = changed(
+        system, "autoencoder.name=vq", *(f"autoencoder.{word}" for word in tiny), "sample.transform=codebook"
+    )
+    first_stage = small.load_first_stage()
+    (snap,) = small.transforms(first_stage)
+    codes = np.asarray(first_stage.codebook)
+    x0 = codes[[3, 7]].reshape(1, 1, 2, -1) + 1e-4
+    np.testing.assert_array_equal(snap(jnp.asarray(x0), None), codes[[3, 7]].reshape(1, 1, 2, -1))
+    assert small.transforms(first_stage) and not changed(system, "sample.transform=none").transforms(first_stage)
 
 
 def test_labels_are_parsed():

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from diffusion_jax.diffusion.losses.base import Loss
+from diffusion_jax.diffusion.losses.classification import ClassificationLoss
 from diffusion_jax.diffusion.losses.simple import SimpleLoss
 from diffusion_jax.diffusion.losses.uncertainty import LearnedUncertainty
 from diffusion_jax.diffusion.losses.variational import HybridLoss, VLBLoss
@@ -17,10 +18,12 @@ LOSSES: dict[str, Callable[..., Loss]] = {
     "score": ScoreLoss,
     "edm": EDMLoss,
     "flow_matching": FlowMatchingLoss,
+    "classification": ClassificationLoss,
 }
 
 __all__ = [
     "LOSSES",
+    "ClassificationLoss",
     "EDMLoss",
     "FlowMatchingLoss",
     "HybridLoss",

@@ -38,6 +38,7 @@ IDENTITY_SECTIONS = (
     "prediction",
     "loss",
     "timesteps",
+    "alignment",
     "optimizer",
     "ema",
 )

@@ -55,7 +55,8 @@ def make_train_step(
       mesh: the mesh that the batch lies on.
 
     Returns:
-      A function (state, first_stage, batch of `image` and `label`) → (state, metrics). The metrics are `loss`, the
+      A function (state, first_stage, batch) → (state, metrics). The batch has `image` and `label` and, for an
+      alignment, `features` [B, N, Z], patch features of the images in row-major order. The metrics are `loss`, the
       loss's own parts, `grad_norm`, and per time bucket `loss_sum` and `count` [TIME_BUCKETS].
     """
     train = system.train
@@ -65,7 +66,8 @@ def make_train_step(
         x0 = prepare(system, first_stage, batch, step, index)
         cond = system.conditioner(batch["label"])
         cond = system.conditioner.drop(cond, keys.purpose_key(train.seed, "label_drop", step), index)
-        per_sample, aux = system.training_loss(model, x0, cond, step, index, state.timesteps)
+        features = batch.get("features")
+        per_sample, aux = system.training_loss(model, x0, cond, step, index, state.timesteps, features)
         return per_sample.mean(), {"loss": per_sample, **aux}
 
     gradient = jax.grad(batch_loss, has_aux=True)

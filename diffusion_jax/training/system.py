@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 from flax import nnx
 
@@ -14,7 +15,7 @@ from diffusion_jax.config import Schema
 from diffusion_jax.data import DataConfig, Source
 from diffusion_jax.diffusion.guidance import ClassifierFreeGuidance
 from diffusion_jax.diffusion.importance_sampling import LossHistory, LossSecondMoment
-from diffusion_jax.diffusion.losses import LOSSES, ClassificationLoss, LearnedUncertainty
+from diffusion_jax.diffusion.losses import LOSSES, ClassificationLoss, LearnedUncertainty, RepresentationAlignment
 from diffusion_jax.diffusion.paths import PATHS
 from diffusion_jax.diffusion.predictions import Prediction
 from diffusion_jax.diffusion.samplers import SAMPLERS, check_sampling
@@ -44,6 +45,17 @@ TIMESTEPS: Mapping[str, Callable[..., LossSecondMoment | None]] = {
     "loss_second_moment": LossSecondMoment,
 }
 """Timestep samplers by the `name` of the config section `timesteps`."""
+
+
+def no_alignment() -> None:
+    """Trains by the loss alone."""
+
+
+ALIGNMENTS: Mapping[str, Callable[..., RepresentationAlignment | None]] = {
+    "none": no_alignment,
+    "repa": RepresentationAlignment,
+}
+"""Alignments with features of the images by the `name` of the config section `alignment`."""
 
 GUIDANCES = {"cfg": ClassifierFreeGuidance}
 
@@ -140,6 +152,7 @@ SCHEMA: Schema = {
     "prediction": Section(Prediction),
     "loss": Section(LOSSES),
     "timesteps": Section(TIMESTEPS, default="uniform"),
+    "alignment": Section(ALIGNMENTS, default="none"),
     "optimizer": Section(OPTIMIZERS),
     "ema": Section(EMA_PROFILES, frozenset({"batch_size"})),
     "train": Section(TrainConfig),
@@ -197,6 +210,9 @@ class System:
                 f"timesteps '{config.timesteps.name}' counts losses by timestep; path '{config.path.name}' has none: "
                 "use a discrete path, or timesteps 'uniform'"
             )
+        self.alignment: RepresentationAlignment | None = self.build("alignment")
+        if self.alignment:
+            self.check_alignment()
         self.ema: EMAProfile = self.build("ema", batch_size=self.train.batch_size)
         self.tracks = tuple(PowerEMA(sigma_rel=width) for width in self.train.ema_widths)
         self.sampler = self.build("sampler")
@@ -226,6 +242,18 @@ class System:
                 f"sample.transform='codebook': autoencoder '{config.autoencoder.name}' has no codebook; "
                 "set sample.transform='none'"
             )
+
+    def check_alignment(self) -> None:
+        """Raises a `UserError` if the model, the loss or the data cannot be aligned with features."""
+        name = f"alignment '{self.config.alignment.name}'"
+        if not self.config.model.get("repa_depth", 0):
+            raise UserError(
+                f"{name} needs a model with a projector: take model 'dit' and set model.repa_depth, as to 8"
+            )
+        if getattr(self.loss, "learned_uncertainty", False):
+            raise UserError(f"{name} does not go with loss.learned_uncertainty: set it False")
+        if self.data.flip:
+            raise UserError(f"{name} is given features of the images as they are: set data.flip=False")
 
     def build(self, section: str, **context: Any) -> Any:
         """Builds what a section names."""
@@ -280,7 +308,14 @@ class System:
         return self.first_stage.build(load_first_stage, self.train.seed)
 
     def training_loss(
-        self, model: Callable, x0: jax.Array, cond: Any, step: jax.Array, index: jax.Array, history: LossHistory | None
+        self,
+        model: Any,
+        x0: jax.Array,
+        cond: Any,
+        step: jax.Array,
+        index: jax.Array,
+        history: LossHistory | None,
+        features: jax.Array | None = None,
     ) -> tuple[jax.Array, Mapping[str, jax.Array]]:
         """The loss of a batch.
 
@@ -291,18 +326,32 @@ class System:
           step: the training step.
           index: [B] rows of the global batch.
           history: what the timestep sampler remembers; None draws by the loss's own law.
+          features: [B, N, Z] patch features of the images, for an alignment.
 
         Returns:
           [B] losses, and the [B] diagnostics of the loss; with a timestep sampler also `unweighted`.
+
+        Raises:
+          UserError: an alignment without features.
         """
         key = keys.purpose_key(self.train.seed, "loss", step)
-        if self.timesteps is None or history is None:
+        sampled = self.timesteps is not None and history is not None
+        if not sampled and self.alignment is None:
             return self.loss(model, self.path, self.prediction, x0, cond, key, index)
         time_key, noise_key = jax.random.split(key)
-        time, weight = self.timesteps.draw(history, time_key, index)
+        if self.timesteps is not None and history is not None:
+            time, weight = self.timesteps.draw(history, time_key, index)
+        else:
+            time, weight = self.loss.draw_time(self.path, time_key, index), jnp.ones(len(index))
         epsilon = keys.normal(noise_key, index, x0.shape[1:])  # [B, h, w, c]
-        loss, aux = self.loss.at(model, self.path, self.prediction, x0, cond, time, epsilon)
-        return weight * loss, {**aux, "unweighted": loss}
+        arguments = (model, self.path, self.prediction, x0, cond, time, epsilon)
+        if self.alignment is None:
+            loss, aux = self.loss.at(*arguments)
+        elif features is None:
+            raise UserError(f"alignment '{self.config.alignment.name}' needs batches with 'features' [B, N, Z]")
+        else:
+            loss, aux = self.alignment.at(self.loss, *arguments, features)
+        return weight * loss, {**aux, "unweighted": loss} if sampled else aux
 
     def transforms(self, first_stage: Any) -> tuple[Transform, ...]:
         """The corrections of the predicted data that `sample.transform` names, as `diffusion.denoiser` takes them."""

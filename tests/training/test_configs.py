@@ -16,6 +16,8 @@ CONFIGS = sorted(pathlib.Path("configs").glob("*.py"))
 PUBLISHED = {
     "imagenet256_dit:XL/2": 674_834_720,
     "imagenet256_dit:B/4": 130_426_496,
+    "imagenet256_sit:XL/2": 674_816_272,
+    "imagenet256_lightningdit:": 674_924_944,
     "imagenet256_ldm8_transformer:g": 407_290_896,
 }
 

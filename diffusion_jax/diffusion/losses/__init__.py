@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from diffusion_jax.diffusion.losses.alignment import RepresentationAlignment
 from diffusion_jax.diffusion.losses.base import Loss
 from diffusion_jax.diffusion.losses.classification import ClassificationLoss
 from diffusion_jax.diffusion.losses.simple import SimpleLoss
@@ -31,6 +32,7 @@ __all__ = [
     "Loss",
     "MinSNRLoss",
     "P2Loss",
+    "RepresentationAlignment",
     "ScoreLoss",
     "SimpleLoss",
     "VLBLoss",

@@ -133,7 +133,7 @@ def evaluate_protocol(values: flags.FlagValues, samples: "ImageSet") -> tuple[di
     protocol = protocol_named(values.protocol or "adm")
     metrics = values.metrics or protocol.metrics
     check_metrics(metrics)
-    check_count(samples.count, metrics, values.allow_few)
+    check_count(samples.count, metrics, protocol, values.allow_few)
     network, weights_sha256 = load_inception(values.inception_weights)
     extractor = InceptionFeatures.under(protocol, network, weights_sha256, values.precision)
     reference = None

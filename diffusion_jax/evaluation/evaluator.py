@@ -68,6 +68,8 @@ class Evaluator:
         check_metrics(self.metrics)
         for metric in self.metrics:
             _check_reference(metric, reference)
+        if "kid" in self.metrics and reference is not None and reference.features is not None:
+            _check_subsets(len(reference.features), protocol, reference.name)
 
     def measure(self, batches: Iterable[np.ndarray]) -> dict[str, Any]:
         """Scores images.
@@ -98,7 +100,7 @@ class Evaluator:
                 kept["features"].append(measured["2048"])
             if "logits" in needs:
                 kept["logits"].append(measured[self.protocol.logits])
-        check_count(count, self.metrics, self.allow_few)
+        check_count(count, self.metrics, self.protocol, self.allow_few)
         values = self._distances(sums)
         if "inception_score" in self.metrics:
             score = inception_score(
@@ -153,13 +155,23 @@ def check_metrics(metrics: Sequence[str]) -> None:
             raise UserError(f"metric '{metric}' is not known{did_you_mean(metric, METRIC_NEEDS)}")
 
 
-def check_count(count: int, metrics: Sequence[str], allow_few: bool) -> None:
-    """Raises UserError if a Fréchet distance is asked of too few images."""
+def check_count(count: int, metrics: Sequence[str], protocol: Protocol, allow_few: bool) -> None:
+    """Raises UserError if a metric is asked of too few images."""
+    if "kid" in metrics:
+        _check_subsets(count, protocol, "the samples")
     distances = [metric for metric in metrics if metric in ("fid", "sfid")]
     if distances and count < LEAST_IMAGES and not allow_few:
         raise UserError(
             f"{distances[0]} of {count} images says little: below {LEAST_IMAGES} the covariance is singular, and "
             "papers use 50,000; give more images, or --allow-few"
+        )
+
+
+def _check_subsets(count: int, protocol: Protocol, name: str) -> None:
+    if count < protocol.kid_subset_size:
+        raise UserError(
+            f"kid of protocol {protocol.name} takes subsets of {protocol.kid_subset_size} images, and {name} are "
+            f"{count}; give more images, or leave it out of --metrics"
         )
 
 

@@ -111,6 +111,14 @@ def test_few_images_are_refused_unless_allowed(reference):
         evaluator(reference, ("fid",), allow_few=False).measure([some_images(1)])
 
 
+def test_too_few_images_for_a_subset_are_refused_on_either_side(reference):
+    larger = dataclasses.replace(ADM, kid_subset_size=100)
+    with pytest.raises(UserError, match=r"^kid of protocol adm takes subsets of 100 images, and the samples are 60; "):
+        evaluator(reference, ("kid",), protocol=larger).measure([some_images(1, 60)])
+    with pytest.raises(UserError, match=r"subsets of 1000 images, and .*real\.npz are 300; give more"):
+        evaluator(reference, ("kid",), protocol=PROTOCOLS["ldm"])
+
+
 def test_what_a_metric_lacks_is_named_beforehand(reference):
     with pytest.raises(UserError, match="'fid' compares with real images; name them by --reference"):
         evaluator(None, ("fid",))

@@ -9,7 +9,7 @@ from diffusion_jax.data.loader import Batch, all_records, batches
 from diffusion_jax.data.shapes import Annotation, Shapes
 from diffusion_jax.data.sources import BadImage, Record, SkipBadImages, Source
 from diffusion_jax.data.tfds import Tfds
-from diffusion_jax.data.transforms import ImageDecoder
+from diffusion_jax.data.transforms import Crop, ImageDecoder
 from diffusion_jax.errors import UserError, did_you_mean
 
 __all__ = [
@@ -37,6 +37,8 @@ class DataConfig:
       flip: mirror images at random; done on the device by the training step, not here.
       exif_orientation: turn photographs upright as their EXIF tag says. False takes the pixels as stored, which is what
         ADM and DiT did.
+      crop: how photographs become squares: "adm", the centre of the short side's length; "celeba", the face in the
+        aligned photographs of CelebA.
       on_bad_image: "raise" stops at an image that cannot be decoded and names it; "skip" reads the next one instead
         and counts it in the batch's `bad_images`.
       annotations: what records hold beside image and label, where the data set has it: "boxes", "caption", "mask",
@@ -53,6 +55,7 @@ class DataConfig:
     channels: int = 3
     flip: bool = False
     exif_orientation: bool = True
+    crop: Crop = "adm"
     on_bad_image: Literal["raise", "skip"] = "raise"
     annotations: tuple[Annotation, ...] = ()
     data_dir: str | None = None
@@ -68,6 +71,8 @@ class DataConfig:
             raise UserError(f"data.channels={self.channels}: must be 1 (grey) or 3 (RGB)")
         if self.on_bad_image not in ("raise", "skip"):
             raise UserError(f"data.on_bad_image={self.on_bad_image!r}: must be 'raise' or 'skip'")
+        if self.crop not in ("adm", "celeba"):
+            raise UserError(f"data.crop={self.crop!r}: must be 'adm' or 'celeba'")
         if self.annotations and self.flip:
             raise UserError("data.flip mirrors images but not their data.annotations: set data.flip=False")
 
@@ -81,7 +86,7 @@ def open_source(config: DataConfig) -> Source:
     kind, _, place = config.name.partition(":")
     if config.annotations and kind != "shapes":
         raise UserError(f"data.annotations={config.annotations}: '{config.name}' has none; set data.annotations=()")
-    decode = ImageDecoder(config.image_size, config.channels, config.exif_orientation)
+    decode = ImageDecoder(config.image_size, config.channels, config.exif_orientation, config.crop)
     source: Source
     if config.name == "digits":
         source = Digits(config.split, config.image_size, config.channels)

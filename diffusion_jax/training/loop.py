@@ -42,7 +42,9 @@ IDENTITY_SECTIONS = (
     "optimizer",
     "ema",
 )
-IDENTITY_KEYS = {f"data.{key}" for key in ("name", "split", "image_size", "channels", "flip", "exif_orientation")}
+IDENTITY_KEYS = {
+    f"data.{key}" for key in ("name", "split", "image_size", "channels", "flip", "exif_orientation", "crop")
+}
 IDENTITY_KEYS |= {f"train.{key}" for key in ("batch_size", "seed", "ema_widths")}
 # Change memory or speed, not numbers.
 FREE_KEYS = ("model.remat",)

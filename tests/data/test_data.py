@@ -25,6 +25,7 @@ def test_unknown_names(name):
         ("num_workers", -1),
         ("prefetch", 0),
         ("on_bad_image", "ignore"),
+        ("crop", "centre"),
     ],
 )
 def test_values_out_of_range(field, value):

@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from diffusion_jax.data.sources import BadImage
-from diffusion_jax.data.transforms import ImageDecoder, centre_crop
+from diffusion_jax.data.transforms import ImageDecoder, centre_crop, face_crop
+from diffusion_jax.errors import UserError
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
@@ -63,6 +64,25 @@ def test_the_rest_of_the_way_is_bicubic(height, width):
     top, left = (len(rows) - size) // 2, (len(columns) - size) // 2
     expected = expected.clip(0, 255)[top : top + size, left : left + size]
     np.testing.assert_allclose(centre_crop(Image.fromarray(image), size), expected, atol=1.01)
+
+
+def test_a_face_of_celeba_is_the_published_box():
+    image = noise(218, 178)
+    box = image[57:185, 25:153]
+    decode = ImageDecoder(128, crop="celeba")
+    np.testing.assert_array_equal(decode(encode(image), "x"), box)
+    assert str(decode).endswith("crop=celeba orientation=exif")
+    small = face_crop(Image.fromarray(image), 64)
+    # Halving by a bilinear filter weighs four pixels (1, 3, 3, 1)/8 along each axis.
+    weights = np.array([1, 3, 3, 1]) / 8
+    want = np.einsum("i,j,ijc->c", weights, weights, box[9:13, 21:25].astype(float))
+    np.testing.assert_allclose(small[5, 11], want, atol=1)
+    assert small.shape == (64, 64, 3)
+
+
+def test_a_photograph_that_is_no_aligned_face_is_named():
+    with pytest.raises(UserError, match=r"^a\.png: is 20×10 pixels, and data\.crop=celeba is for .* 178×218"):
+        ImageDecoder(64, crop="celeba")(encode(noise(10, 20)), "a.png")
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])

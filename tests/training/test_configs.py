@@ -5,6 +5,7 @@ import pathlib
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 from diffusion_jax.config import load_config
@@ -12,6 +13,15 @@ from diffusion_jax.training.checkpoints import Checkpoints
 from diffusion_jax.training.loop import train
 from diffusion_jax.training.system import SCHEMA, DatasetFacts, System
 
+UNCONDITIONAL = {
+    "cifar10_uvit": 44_255_328,
+    "celeba64_uvit": 44_292_228,
+    "cifar10_iuvit": 45_150_595,
+    "celeba64_iuvit": 45_166_435,
+    "celeba128_iuvit": 442_337_877,
+    "lsun_church256_iuvit": 527_081_637,
+    "lsun_church256_iuvit:wide": 935_559_387,
+}
 CONFIGS = sorted(pathlib.Path("configs").glob("*.py"))
 PUBLISHED = {
     "imagenet256_dit:XL/2": 674_834_720,
@@ -20,6 +30,26 @@ PUBLISHED = {
     "imagenet256_lightningdit:": 674_924_944,
     "imagenet256_ldm8_transformer:g": 407_290_896,
 }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def shared_compilations(tmp_path_factory):
+    """Smoke forms that are the same program are compiled once."""
+    options = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("xla")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: jax.config.values[name] for name in options}
+
+    def configure(values):
+        compilation_cache.reset_cache()
+        for name, value in values.items():
+            jax.config.update(name, value)
+
+    configure(options)
+    yield
+    configure(before)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -40,3 +70,13 @@ def test_the_full_form_has_the_published_number_of_parameters(name):
     system = System(config, DatasetFacts(1000, (), "ImageNet"))
     assert system.latent_shape == (32, 32, 4)
     assert sum(leaf.size for leaf in jax.tree.leaves(system.abstract_model)) == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("name", UNCONDITIONAL)
+def test_unconditional_models_of_pixels_have_the_published_number_of_parameters(name):
+    file, _, variant = name.partition(":")
+    config = load_config(f"configs/{file}.py:{variant}", [], SCHEMA)
+    system = System(config, DatasetFacts(1, ("unlabelled",), "pixels"))
+    side = config.data.image_size
+    assert system.latent_shape == (side, side, 3)
+    assert sum(leaf.size for leaf in jax.tree.leaves(system.abstract_model)) == UNCONDITIONAL[name]

@@ -1,5 +1,7 @@
 """The first stage's losses against the official ones, and its gradients against differentiating the formula whole."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +23,8 @@ from diffusion_jax.interop.discriminator import load_discriminator
 from diffusion_jax.models.autoencoder import AutoencoderKL, AutoencoderVQ, Moments
 from diffusion_jax.models.discriminator import PatchDiscriminator
 
+# Compiling is nearly all that these tests do.
+QUICK = {"xla_backend_optimization_level": 0}
 SMALL = {
     "ch": 4,
     "ch_mult": (1,),
@@ -51,7 +55,7 @@ def test_terms_match_the_official_ones(golden, kind, step):
     mean, logvar = np.split(nhwc(official["in/moments"]), 2, axis=-1)
     penalty = Moments(mean, np.clip(logvar, -30, 20)).kl().mean() if kind == "kl" else official["in/codebook_loss"]
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=QUICK)
     def terms(conv, opponent, images, features, step):
         decoded = conv(features)
         made = Reconstruction(decoded, penalty)
@@ -117,7 +121,7 @@ def test_gradients_are_those_of_the_total(loss, model, listens):
     autoencoder = drawn(lambda rngs: model(**SMALL, **codes, rngs=rngs))
     discriminator = drawn(lambda rngs: PatchDiscriminator(num_layers=1, ndf=4, rngs=rngs))
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=QUICK)
     def both(autoencoder, discriminator, images, noise):
         opponent = Opponent(discriminator, discriminator.init_stats())
         generator = Generator(autoencoder, jnp.float32(0.3))

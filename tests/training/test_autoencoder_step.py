@@ -9,13 +9,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from diffusion_jax import keys
 from diffusion_jax.autoencoding.losses import KLLoss, VQLoss
-from diffusion_jax.autoencoding.objective import Opponent, discriminator_gradient, generator_gradient, reconstruct
+from diffusion_jax.autoencoding.objective import discriminator_gradient, reconstruct
 from diffusion_jax.models.autoencoder import AutoencoderKL, AutoencoderVQ
 from diffusion_jax.models.discriminator import PatchDiscriminator
 from diffusion_jax.training.autoencoder_step import AutoencoderStep
 from diffusion_jax.training.ema_profiles import ConstantEMA
 from diffusion_jax.training.optimizer import adamw
 
+# Compiling is nearly all that these tests do.
+QUICK = {"xla_backend_optimization_level": 0}
 SMALL = {
     "ch": 4,
     "ch_mult": (1,),
@@ -37,7 +39,7 @@ def drawn(make):
 
 
 def make_step(loss) -> AutoencoderStep:
-    optimizer, _ = adamw(lr=1e-3, b1=0.5, b2=0.9)
+    optimizer, _ = adamw(lr=5e-3, b1=0.5, b2=0.9)
     return AutoencoderStep(
         loss=loss,
         optimizer=optimizer,
@@ -63,7 +65,7 @@ def test_both_networks_move_when_they_should_and_in_order(images):
     autoencoder = drawn(lambda rngs: AutoencoderKL(**SMALL, rngs=rngs))
     discriminator = drawn(lambda rngs: PatchDiscriminator(num_layers=1, ndf=4, rngs=rngs))
     start = step.init(autoencoder, discriminator)
-    compiled = jax.jit(step)
+    compiled = jax.jit(step, compiler_options=QUICK)
     mesh = Mesh(np.array(jax.devices()), ("data",))
     split = {"image": jax.device_put(images, NamedSharding(mesh, PartitionSpec("data")))}
     first, metrics = compiled(start, None, split)
@@ -80,29 +82,18 @@ def test_both_networks_move_when_they_should_and_in_order(images):
     assert distance(second.opponent.model, first.opponent.model) > 1e-4
     assert metrics["disc_loss"] > 0 and metrics["disc_switch"] == 1
 
-    # The same step by hand, on one device.
-    def by_hand(state, images):
-        index = jnp.arange(8)
-        prepared = step.prepare(images, state.step, index)
-        noise, again = (
-            keys.normal(keys.purpose_key(3, purpose, state.step), index, (8, 8, 2))
-            for purpose in ("posterior", "posterior_again")
-        )
-        gradient, _, stats, metrics = generator_gradient(
-            step.loss, state.model, prepared, noise, state.opponent, None, state.step
-        )
-        updates, _ = step.optimizer.update(gradient, state.optimizer, state.model)
-        model = jax.tree.map(jnp.add, state.model, updates)
-        fake, _ = reconstruct(step.loss, model.autoencoder, prepared, again)
-        opponent = Opponent(state.opponent.model, stats)
-        _, stats, judged = discriminator_gradient(step.loss, opponent, prepared, fake.images, state.step)
-        return model, stats, {**metrics, **judged}, prepared
+    # The discriminator judged what the autoencoder made after its move, from a draw of its own; here on one device.
+    def by_hand(autoencoder, opponent, images):
+        index, number = jnp.arange(8), jnp.int32(1)
+        prepared = step.prepare(images, number, index)
+        noise = keys.normal(keys.purpose_key(3, "posterior_again", number), index, (8, 8, 2))
+        fake, _ = reconstruct(step.loss, autoencoder, prepared, noise)
+        return discriminator_gradient(step.loss, opponent, prepared, fake.images, number)[2], prepared
 
-    model, stats, expected, prepared = jax.jit(by_hand)(jax.device_get(first), images)
-    assert distance(second.model, model) < 1e-4
-    assert distance(second.opponent.stats, stats) < 1e-4
+    new, before = jax.device_get((second.model.autoencoder, first.opponent))
+    expected, prepared = jax.jit(by_hand, compiler_options=QUICK)(new, before, images)
     for name, value in expected.items():
-        np.testing.assert_allclose(metrics[name], value, rtol=1e-3, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(metrics[name], value, rtol=2e-4, atol=1e-5, err_msg=name)
     plain = images.astype(np.float32) / 127.5 - 1
     flipped = [not np.allclose(a, b, atol=1e-6) for a, b in zip(prepared, plain, strict=True)]
     assert 0 < sum(flipped) < 8
@@ -119,7 +110,7 @@ def test_vq_with_actnorms_and_without_an_opponent(images):
 
     discriminator = drawn(lambda rngs: PatchDiscriminator(num_layers=1, ndf=4, norm="actnorm", rngs=rngs))
     start = step.init(autoencoder, discriminator)
-    compiled = jax.jit(step)
+    compiled = jax.jit(step, compiler_options=QUICK)
     first, metrics = compiled(start, None, {"image": images})
     assert metrics.keys() >= {"loss", "codebook_use", "perplexity", "psnr", "grad_norm", "disc_grad_norm"}
     assert distance(first.model.autoencoder.quantizer, start.model.autoencoder.quantizer) > 1e-4

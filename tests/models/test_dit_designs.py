@@ -187,20 +187,10 @@ def test_a_projector_costs_a_call_nothing_and_teaches_the_blocks_before_it():
         build().project(x, t, cond)
 
 
-def test_bfloat16_and_rematerialisation_change_little():
-    options = {**CASES["modern_cross_attention"], "repa_depth": 1, "depth": 2}
+def test_bfloat16_changes_little():
+    options = {**CASES["modern_cross_attention"], "repa_depth": 1}
     x, t, cond = inputs()
-    model, remat = build(**options), build(**options, remat="full")
-    half = build(**options, dtype="bfloat16", residual_dtype="bfloat16")
-
-    @jax.jit
-    @jax.grad
-    def slope(model):
-        out, projected = model.project(x, t, cond)
-        return jnp.sum(out**2) + jnp.sum(projected**2)
-
-    for a, b in zip(jax.tree.leaves(slope(model)), jax.tree.leaves(slope(remat)), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(a).max())
+    model, half = build(**options), build(**options, dtype="bfloat16", residual_dtype="bfloat16")
     for a, b in zip(*(jax.jit(each.project)(x, t, cond) for each in (model, half)), strict=True):
         assert b.dtype == jnp.float32
         assert 1e-4 < np.abs(a - b).max() / np.std(a) < 0.2

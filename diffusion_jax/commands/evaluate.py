@@ -33,8 +33,6 @@ from diffusion_jax.commands.sample import define_run_flags
 if TYPE_CHECKING:
     from diffusion_jax.evaluation.image_sets import ImageSet
 
-DIGITS_METRICS = ("frechet_distance", "class_agreement")
-
 
 def define_flags(values: flags.FlagValues) -> None:
     """Adds this command's flags to `values`."""
@@ -57,8 +55,8 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues) -> None:
     """Runs the command."""
-    from diffusion_jax.data.digits import NATIVE_SIZE
     from diffusion_jax.errors import UserError
+    from diffusion_jax.evaluation.scoring import ScoringConfig, open_scorer
     from diffusion_jax.files import write_atomically
     from diffusion_jax.parallel import processes
 
@@ -73,12 +71,24 @@ def run(values: flags.FlagValues) -> None:
             raise UserError(f"--{flag.replace('_', '-')} {path} is already there; use another name or --overwrite")
     older = read_result(pathlib.Path(values.compare)) if values.compare else None
     start_process(values)
+    config = ScoringConfig(
+        reference=values.reference,
+        protocol=values.protocol,
+        metrics=None if values.metrics is None else tuple(values.metrics),
+        inception_weights=values.inception_weights,
+        precision=values.precision,
+        allow_few=values.allow_few,
+        allow_other_resize=values.allow_other_resize,
+    )
     samples = open_samples(values)
-    digits = values.protocol is None and samples.image_shape[:2] == (NATIVE_SIZE, NATIVE_SIZE)
-    result, lines = evaluate_digits(values, samples) if digits else evaluate_protocol(values, samples)
+    result = open_scorer(config, samples.image_shape, samples.count).measure(samples)
     if not processes.is_main():
         return
-    print("\n".join(lines))
+    print(
+        "\n".join(
+            table(result) if config.scores_digits(samples.image_shape) else protocol_table(result, values.reference)
+        )
+    )
     if older is not None:
         print("\n".join(comparison(result, older, values.compare)))
     try:
@@ -100,53 +110,6 @@ def open_samples(values: flags.FlagValues) -> "ImageSet":
         return GeneratedImages(values, pathlib.Path(values.save_samples) if values.save_samples else None)
     path = pathlib.Path(values.samples)
     return ImageFiles(path) if path.is_dir() else SampleFile(path)
-
-
-def evaluate_digits(values: flags.FlagValues, samples: "ImageSet") -> tuple[dict[str, Any], list[str]]:
-    """Measures digits by their classifier, and held-out digits beside them; the result and its table."""
-    from diffusion_jax.errors import UserError
-    from diffusion_jax.evaluation.extractors import extractor_for
-    from diffusion_jax.evaluation.image_sets import open_image_set
-    from diffusion_jax.evaluation.metrics import check_metrics, evaluate
-
-    metrics = DIGITS_METRICS if values.metrics is None else values.metrics
-    check_metrics(metrics)
-    if values.reference is None:
-        raise UserError("--reference is missing: digits, or a .npz file of images")
-    extractor = extractor_for(samples.image_shape)
-    reference = open_image_set(values.reference, samples.image_shape)
-    unseen = extractor.real_images_unseen_by(values.reference)
-    held_out = open_image_set(unseen, samples.image_shape) if unseen else None
-    result = evaluate(samples, reference, extractor, metrics, held_out)
-    return result, table(result, list(metrics))
-
-
-def evaluate_protocol(values: flags.FlagValues, samples: "ImageSet") -> tuple[dict[str, Any], list[str]]:
-    """Measures samples by the Inception network under a protocol; the result and its table."""
-    from diffusion_jax.evaluation.evaluator import Evaluator, check_count, check_metrics, full_result
-    from diffusion_jax.evaluation.image_sets import open_image_set
-    from diffusion_jax.evaluation.inception_features import InceptionFeatures
-    from diffusion_jax.evaluation.inception_weights import load_inception
-    from diffusion_jax.evaluation.protocols import protocol_named
-    from diffusion_jax.evaluation.references import is_statistics_file, read_reference, reference_from_images
-
-    protocol = protocol_named(values.protocol or "adm")
-    metrics = values.metrics or protocol.metrics
-    check_metrics(metrics)
-    check_count(samples.count, metrics, protocol, values.allow_few)
-    network, weights_sha256 = load_inception(values.inception_weights)
-    extractor = InceptionFeatures.under(protocol, network, weights_sha256, values.precision)
-    reference = None
-    if values.reference is not None:
-        path = pathlib.Path(values.reference)
-        if path.suffix == ".npz" and (is_statistics_file(path) or not path.is_file()):
-            reference = read_reference(path, extractor, values.allow_other_resize)
-        else:
-            reference = reference_from_images(open_image_set(values.reference, samples.image_shape), extractor)
-    evaluator = Evaluator(protocol, extractor, reference, metrics, values.allow_few)
-    measured = evaluator.measure(batch["image"] for batch in samples.batches())
-    result = full_result(evaluator, measured, samples.describe())
-    return result, protocol_table(result, values.reference)
 
 
 def self_check() -> None:
@@ -200,30 +163,25 @@ def read_result(path: pathlib.Path) -> dict[str, Any]:
 def comparison(result: dict[str, Any], older: dict[str, Any], name: str) -> list[str]:
     """The values of two results side by side, and what makes them incomparable."""
     from diffusion_jax.evaluation.evaluator import differences
+    from diffusion_jax.evaluation.scoring import values_of
 
-    def values(result: dict[str, Any]) -> dict[str, float]:
-        return result.get("metrics") or {key: result[key] for key in DIGITS_METRICS if key in result}
-
-    ours, theirs = values(result), values(older)
+    ours, theirs = values_of(result), values_of(older)
     lines = [f"{'':<28}{'this':>16}{pathlib.Path(name).stem:>16}"]
     lines += [f"{key:<28}{ours[key]:>16.4f}{theirs[key]:>16.4f}" for key in ours if key in theirs]
     return lines + [f"warning: not comparable: {text}" for text in differences(result, older)]
 
 
-def table(result: dict[str, Any], metrics: list[str]) -> list[str]:
-    """The lines that tell a person what a result of digits says.
+def table(result: dict[str, Any]) -> list[str]:
+    """The lines that tell a person what a result of digits says."""
+    from diffusion_jax.evaluation.scoring import values_of
 
-    Args:
-      result: from `evaluate`.
-      metrics: the metrics in it.
-    """
     held_out = result["held_out"]
     columns = [("samples", result, result["count"])]
     if held_out:
         columns.append(("held-out real", held_out, held_out["count"]))
     lines = [f"{'':<28}" + "".join(f"{title:>16}" for title, _, _ in columns)]
     lines.append(f"{'images':<28}" + "".join(f"{count:>16}" for _, _, count in columns))
-    for name in metrics:
+    for name in values_of(result):
         lines.append(f"{name:<28}" + "".join(f"{values[name]:>16.4f}" for _, values, _ in columns))
     same_count = result.get("frechet_distance_same_count")
     if same_count is not None and held_out["count"] != result["count"]:

@@ -66,32 +66,21 @@ def run(values: flags.FlagValues) -> None:
     start_process(values)
     import numpy as np
 
+    from diffusion_jax.commands.generated import GeneratedImages
     from diffusion_jax.errors import UserError
     from diffusion_jax.parallel import processes
-    from diffusion_jax.pictures import grid, save, to_rgb
-    from diffusion_jax.training.generation import SampleStream, parse_labels
-    from diffusion_jax.training.restore import restore_for_sampling
+    from diffusion_jax.pictures import grid, save
 
     out = pathlib.Path(values.out)
     archive = out / "samples.npz"
     if archive.exists() and not values.overwrite:
         raise UserError(f"--out {out}: samples.npz is already there; use another folder or --overwrite")
-    system, mesh, model, first_stage = restore_for_sampling(values.workdir, values.step, sampling_overrides(values))
-    labels = parse_labels(values.labels, values.num, system.facts.num_classes, values.seed)
-    stream = SampleStream(system, mesh, open_guides(values, system))
-    batches = []
-    for images in stream(model, first_stage, labels, values.seed):
-        batches.append(images)
-        if processes.is_main():
-            print(f"{sum(map(len, batches))}/{values.num} samples", flush=True)
-    images = to_rgb(np.concatenate(batches))
+    generated = GeneratedImages(values, archive)
+    shown: list[np.ndarray] = []
+    for batch in generated.batches():
+        shown.extend(batch["image"][: GRID - len(shown)])
     if processes.is_main():
-        out.mkdir(parents=True, exist_ok=True)
-        partial = archive.with_name("samples.partial.npz")
-        np.savez(partial, arr_0=images, arr_1=labels)
-        partial.replace(archive)
-        captions = [system.facts.class_names[label] for label in labels[:GRID]]
-        save(grid(images[:GRID], captions, columns=10), out / "samples.png")
+        save(grid(np.stack(shown), generated.captions(GRID), columns=10), out / "samples.png")
         print(f"{archive}\n{out / 'samples.png'}")
 
 

@@ -18,6 +18,7 @@ from diffusion_jax.parallel import processes
 from diffusion_jax.parallel.mesh import batch_parts, local_rows, make_mesh, replicated, to_global
 from diffusion_jax.parallel.peak import peak_flops_per_second
 from diffusion_jax.training.checkpoints import Checkpoints, versions
+from diffusion_jax.training.evaluation import TrainingEvaluation
 from diffusion_jax.training.generation import draw_grid, grid_stream
 from diffusion_jax.training.metrics import MetricWriter, ProgressLine
 from diffusion_jax.training.setup import abstract_state, new_state, shardings_of
@@ -53,7 +54,8 @@ FREE_KEYS = ("model.remat",)
 def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     """Trains a diffusion model, continuing from the newest checkpoint in `workdir` if there is one.
 
-    Writes `config.json`, `metrics.jsonl`, `checkpoints/STEP` and `samples/STEP.png` into `workdir`. SIGTERM and SIGINT
+    Writes `config.json`, `metrics.jsonl`, `checkpoints/STEP`, `samples/STEP.png` and, where the config asks for them,
+    `evaluations/STEP.json`, `best/STEP` and `snapshots/STEP` into `workdir`. SIGTERM and SIGINT
     save and return; the same call then resumes.
 
     Args:
@@ -150,6 +152,7 @@ class Loop:
         self.saved: int | None = None
         self.snapshots = Checkpoints(workdir, folder="snapshots") if system.train.ema_widths else None
         self.stream = grid_stream(system, mesh) if system.train.sample_every else None
+        self.evaluation = TrainingEvaluation(system, mesh, workdir) if system.train.eval_every else None
 
     def run(
         self, state: TrainState, step: int, step_function: Callable, first_stage: Any, source: Source, rows: np.ndarray
@@ -190,7 +193,8 @@ class Loop:
                     line.step(step)
 
                     last = step == train.steps
-                    reporting = last or step % train.log_every == 0
+                    evaluating = train.eval_every is not None and (last or step % train.eval_every == 0)
+                    reporting = last or evaluating or step % train.log_every == 0
                     saving = last or step % train.save_every == 0
                     # All processes must leave at the same step, so several ask each other, and only when they report.
                     alone = jax.process_count() == 1
@@ -202,6 +206,8 @@ class Loop:
                         seconds = (time.perf_counter() - clock) / len(pending)
                         scalars |= self.speed(seconds) | {"bad_images": bad_images}
                         line.report(step, scalars["loss"], scalars["images_per_second"], seconds)
+                        if self.evaluation and evaluating:
+                            scalars |= self.evaluation(state, step, first_stage, self.metadata)
                         if writer:
                             writer.write(step, scalars)
                         pending = []
@@ -225,8 +231,9 @@ class Loop:
                     if reporting:
                         clock = time.perf_counter()
             self.checkpoints.close()
-            if self.snapshots:
-                self.snapshots.close()
+            for further in (self.snapshots, self.evaluation):
+                if further:
+                    further.close()
         finally:
             reader.close()
             line.close()

@@ -1,7 +1,8 @@
 """Opening the checkpoint of a run in order to sample from it."""
 
+import contextlib
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +15,32 @@ from diffusion_jax.training.checkpoints import Checkpoints
 from diffusion_jax.training.setup import abstract_state
 from diffusion_jax.training.system import SCHEMA, DatasetFacts, System
 
+BEST = "best"
+"""The folder of a run that holds its best checkpoint."""
+
+
+@contextlib.contextmanager
+def open_checkpoints(workdir: str | pathlib.Path, step: str) -> Iterator[tuple[Checkpoints, int]]:
+    """The checkpoints of a run that a step names, and the step as a number.
+
+    Args:
+      workdir: the run's folder.
+      step: "latest", "best" (by `evaluate.best`), or a step number.
+
+    Raises:
+      UserError: no such run or checkpoint.
+    """
+    if not pathlib.Path(workdir, "checkpoints").is_dir():
+        raise UserError(f"--workdir {workdir}: there is no run (no checkpoints folder in it)")
+    best = step == "best"
+    if best and not pathlib.Path(workdir, BEST).is_dir():
+        raise UserError(f"--step best: {workdir} has none; train with train.eval_every and evaluate.best set")
+    checkpoints = Checkpoints(workdir, folder=BEST if best else "checkpoints", read_only=True)
+    try:
+        yield checkpoints, checkpoints.choose("latest" if best else step)
+    finally:
+        checkpoints.close()
+
 
 def restore_for_sampling(
     workdir: str | pathlib.Path, step: str = "latest", overrides: Sequence[str] = (), mesh: Mesh | None = None
@@ -22,7 +49,7 @@ def restore_for_sampling(
 
     Args:
       workdir: the run's folder.
-      step: "latest" or a step number.
+      step: "latest", "best" or a step number.
       overrides: `--config.section.key=value` arguments that change the stored config.
       mesh: where to put the weights; None takes all devices along "data".
 
@@ -32,19 +59,15 @@ def restore_for_sampling(
     Raises:
       UserError: no such run or checkpoint, or an override that does not fit.
     """
-    if not pathlib.Path(workdir, "checkpoints").is_dir():
-        raise UserError(f"--workdir {workdir}: there is no run (no checkpoints folder in it)")
-    checkpoints = Checkpoints(workdir, read_only=True)
-    chosen = checkpoints.choose(step)
-    stored = checkpoints.metadata(chosen)
-    config = config_lib.override(stored["config"], overrides, SCHEMA)
-    data = stored["data"]
-    system = System(config, DatasetFacts(data["num_classes"], tuple(data["class_names"]), data["identity"]))
-    mesh = mesh or make_mesh(MeshConfig())
-    optimizer, _ = system.build("optimizer")
-    abstract = abstract_state(system, optimizer, mesh)
-    field = "ema" if system.sample.params == "ema" else "model"
-    model = checkpoints.read(chosen, {field: abstract.model})[field]
-    checkpoints.close()
+    with open_checkpoints(workdir, step) as (checkpoints, chosen):
+        stored = checkpoints.metadata(chosen)
+        config = config_lib.override(stored["config"], overrides, SCHEMA)
+        data = stored["data"]
+        system = System(config, DatasetFacts(data["num_classes"], tuple(data["class_names"]), data["identity"]))
+        mesh = mesh or make_mesh(MeshConfig())
+        optimizer, _ = system.build("optimizer")
+        abstract = abstract_state(system, optimizer, mesh)
+        field = "ema" if system.sample.params == "ema" else "model"
+        model = checkpoints.read(chosen, {field: abstract.model})[field]
     first_stage = jax.device_put(system.load_first_stage(), replicated(mesh))
     return system, mesh, model, first_stage

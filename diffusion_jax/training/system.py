@@ -21,6 +21,7 @@ from diffusion_jax.diffusion.predictions import Prediction
 from diffusion_jax.diffusion.samplers import SAMPLERS, check_sampling
 from diffusion_jax.diffusion.transforms import Transform, clip, dynamic_threshold, snap_to_codebook
 from diffusion_jax.errors import UserError
+from diffusion_jax.evaluation.scoring import EvaluateConfig
 from diffusion_jax.interop.autoencoder import load_first_stage
 from diffusion_jax.models.backbones import BACKBONES, backbone_macs
 from diffusion_jax.models.conditioned import Conditioned
@@ -77,6 +78,7 @@ class TrainConfig:
       keep: newest checkpoints to keep.
       keep_every: also keep the checkpoints of these steps' multiples for good; None keeps no others.
       sample_every: steps between sample grids; None draws none.
+      eval_every: steps between evaluations as the section `evaluate` says; None evaluates never.
     """
 
     steps: int
@@ -90,12 +92,13 @@ class TrainConfig:
     keep: int = 2
     keep_every: int | None = None
     sample_every: int | None = None
+    eval_every: int | None = None
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "microbatches", "log_every", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name}={getattr(self, name)}: must be at least 1")
-        for name in ("keep_every", "sample_every", "snapshot_every"):
+        for name in ("keep_every", "sample_every", "eval_every", "snapshot_every"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"train.{name}={getattr(self, name)}: must be at least 1, or None for never")
         if self.keep_every is not None and self.keep_every % self.save_every:
@@ -159,6 +162,7 @@ SCHEMA: Schema = {
     "sampler": Section(SAMPLERS),
     "guidance": Section(GUIDANCES),
     "sample": Section(SampleConfig),
+    "evaluate": Section(EvaluateConfig),
     "mesh": Section(MeshConfig),
 }
 """Every section of a config."""
@@ -200,6 +204,7 @@ class System:
         self.train: TrainConfig = self.build("train")
         self.data: DataConfig = self.build("data")
         self.sample: SampleConfig = self.build("sample")
+        self.evaluate: EvaluateConfig = self.build("evaluate")
         self.path = self.build("path")
         self.prediction: Prediction = self.build("prediction")
         self.loss = self.build("loss")

@@ -1,0 +1,36 @@
+"""The sample file of ADM's evaluation, written without holding it in memory."""
+
+import pathlib
+import zipfile
+
+import numpy as np
+
+
+class SampleArchive:
+    """A .npz of ADM's format that grows image by image, so that no more than a batch is in memory.
+
+    Args:
+      path: the file, which appears when it is whole.
+      shape: (N, H, W, 3).
+      labels: [N] integers.
+    """
+
+    def __init__(self, path: pathlib.Path, shape: tuple[int, ...], labels: np.ndarray):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path, self._partial, self._labels = path, path.with_name(f"{path.name}.partial"), labels
+        self._archive = zipfile.ZipFile(self._partial, "w")
+        self._member = self._archive.open("arr_0.npy", "w", force_zip64=True)
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(self._member, header)
+
+    def add(self, images: np.ndarray) -> None:
+        """Appends uint8 images [B, H, W, 3]."""
+        self._member.write(images.tobytes())
+
+    def close(self) -> None:
+        """Adds the labels and gives the file its name."""
+        self._member.close()
+        with self._archive.open("arr_1.npy", "w") as member:
+            np.lib.format.write_array(member, self._labels)
+        self._archive.close()
+        self._partial.replace(self._path)

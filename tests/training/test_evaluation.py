@@ -1,0 +1,68 @@
+"""Scoring a model while it trains."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from diffusion_jax.config import load_config
+from diffusion_jax.errors import UserError
+from diffusion_jax.evaluation.scoring import EvaluateConfig
+from diffusion_jax.training.checkpoints import Checkpoints
+from diffusion_jax.training.loop import train
+from diffusion_jax.training.restore import restore_for_sampling
+from diffusion_jax.training.system import SCHEMA
+
+WORDS = ["train.eval_every=1", "train.steps=3", "train.save_every=1", "train.keep=3", "train.sample_every=None"]
+EVALUATE = [
+    "evaluate.reference=digits",
+    "evaluate.num=40",
+    "evaluate.labels=balanced",
+    "evaluate.best=frechet_distance",
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    words = [f"--config.{word}" for word in (*WORDS, *EVALUATE, "optimizer.lr=0.3", "ema.max_decay=0.1")]
+    train(load_config("configs/digits.py:smoke", words, SCHEMA), workdir)
+    return workdir
+
+
+def test_scores_join_the_log_and_state_what_they_depend_on(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    results = [json.loads(path.read_text()) for path in sorted((run / "evaluations").iterdir())]
+    assert [line["step"] for line in lines] == [result["samples"]["checkpoint_step"] for result in results] == [1, 2, 3]
+    for line, result in zip(lines, results, strict=True):
+        assert line["eval/frechet_distance"] == result["frechet_distance"]
+        assert line["eval/class_agreement"] == result["class_agreement"]
+        assert result["samples"]["sampler"]["name"] == "ddim" and result["count"] == 40
+    assert len({line["eval/frechet_distance"] for line in lines}) == 3
+
+
+def test_the_best_checkpoint_is_kept_and_can_be_named(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    best = min(lines, key=lambda line: line["eval/frechet_distance"])
+    checkpoints = Checkpoints(run, folder="best", read_only=True)
+    assert checkpoints.steps() == [best["step"]]
+    assert checkpoints.metadata(best["step"])["best"]["frechet_distance"] == best["eval/frechet_distance"]
+    chosen, same = (restore_for_sampling(run, step)[2] for step in ("best", str(best["step"])))
+    jax.tree.map(np.testing.assert_array_equal, chosen, same)
+
+
+def test_higher_and_lower_may_be_better():
+    assert EvaluateConfig(best="fid").improves(2.0, on=3.0) and not EvaluateConfig(best="fid").improves(3.0, on=3.0)
+    assert EvaluateConfig(best="recall").improves(0.5, on=0.4) and not EvaluateConfig(best="recall").improves(
+        0.3, on=0.4
+    )
+    assert EvaluateConfig(best="fid").improves(9.0, on=None)
+    with pytest.raises(UserError, match="'fit' is not known; did you mean 'fid'"):
+        EvaluateConfig(best="fit")
+
+
+def test_a_run_without_a_best_checkpoint_says_so(run, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match=r"--step best: .* has none"):
+        restore_for_sampling(tmp_path, "best")

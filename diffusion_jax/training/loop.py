@@ -106,8 +106,7 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
         out_shardings=(shardings_of(abstract), replicated(mesh)),
     )
     loop = Loop(system, mesh, checkpoints, metadata, workdir, learning_rate)
-    with jax.set_mesh(mesh):
-        loop.run(state, step, step_function, first_stage, source, rows)
+    loop.run(state, step, step_function, first_stage, source, rows)
 
 
 def check_same_run(config: ml_collections.ConfigDict, stored: dict[str, Any], workdir: pathlib.Path) -> None:
@@ -182,7 +181,10 @@ class Loop:
                 while step < train.steps:
                     batch = next(reader)
                     bad_images += int(batch.pop("bad_images"))
-                    state, metrics = step_function(state, first_stage, to_global(self.mesh, train.batch_size, batch))
+                    sharded = to_global(self.mesh, train.batch_size, batch)
+                    # Around the step alone: what scores samples computes on devices of its own choice.
+                    with jax.set_mesh(self.mesh):
+                        state, metrics = step_function(state, first_stage, sharded)
                     step += 1
                     if step == start + 1:
                         clock = time.perf_counter()  # speed is counted without the compilation

@@ -23,6 +23,11 @@ from diffusion_jax.parallel.peak import matmul_flops_per_second
 PIXELS, LATENTS = (32, 32, 3), (32, 32, 4)
 UNCONDITIONAL = {"conditioner": {"name": "none"}}
 SMALL = {
+    "ascend": (
+        PIXELS,
+        {"model_channels": 64, "enc_depths": (2, 2, 2, 2), "dec_blocks": (1, 1, 1, 1), "num_head_channels": 32},
+        UNCONDITIONAL,
+    ),
     "dit": (LATENTS, {"depth": 12, "width": 384, "heads": 6, "patch_size": 2}, {}),
     "uvit": (PIXELS, {"depth": 13, "width": 384, "heads": 6, "patch_size": 2}, {}),
     "iuvit": (PIXELS, {"depth": 13, "width": 384, "heads": 6, "patch_size": 2}, UNCONDITIONAL),

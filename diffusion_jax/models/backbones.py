@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from diffusion_jax.models.ascend import ASCEND
 from diffusion_jax.models.conditioning import ConditioningSpec
 from diffusion_jax.models.dit import DiT
 from diffusion_jax.models.iuvit import IUViT
@@ -24,6 +25,7 @@ from diffusion_jax.models.unet import UNet
 from diffusion_jax.models.uvit import UViT
 
 BACKBONES: Mapping[str, Any] = {
+    "ascend": ASCEND,
     "dit": DiT,
     "iuvit": IUViT,
     "ldm_transformer": LDMTransformer,

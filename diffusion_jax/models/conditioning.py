@@ -18,6 +18,7 @@ class Conditioning(NamedTuple):
       token_mask: [B, M] bool, True where `tokens` is valid; needs `tokens`. A row all False stands for none,
         the null condition of models of text.
       image: [B, H, W, C] float, channels concatenated to the noisy image.
+      dropout_keys: [B] keys, one per sample, given in training only; models with dropout drop nothing without them.
     """
 
     label: jax.Array | None = None
@@ -25,6 +26,7 @@ class Conditioning(NamedTuple):
     tokens: jax.Array | None = None
     token_mask: jax.Array | None = None
     image: jax.Array | None = None
+    dropout_keys: jax.Array | None = None
 
 
 class ConditioningSpec(NamedTuple):

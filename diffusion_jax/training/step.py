@@ -66,6 +66,8 @@ def make_train_step(
         x0 = prepare(system, first_stage, batch, step, index)
         cond = system.conditioner(batch["label"])
         cond = system.conditioner.drop(cond, keys.purpose_key(train.seed, "label_drop", step), index)
+        dropout = keys.sample_keys(keys.purpose_key(train.seed, "dropout", step), index)
+        cond = cond._replace(dropout_keys=dropout)
         features = batch.get("features")
         per_sample, aux = system.training_loss(model, x0, cond, step, index, state.timesteps, features)
         return per_sample.mean(), {"loss": per_sample, **aux}

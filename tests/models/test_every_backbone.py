@@ -24,6 +24,18 @@ STEPS, BOUND = 250, 0.05
 # The smallest of its kind, and what it is told: labels where it takes them.
 LABELS, NOTHING = ConditioningSpec(num_classes=10), ConditioningSpec()
 TINY = {
+    "ascend": (
+        NOTHING,
+        {
+            "model_channels": 32,
+            "channel_mult": (1, 1),
+            "enc_depths": (1, 1),
+            "dec_blocks": (1, 1),
+            "attention_resolutions": (),
+            "num_head_channels": 16,
+            "window_size": 4,
+        },
+    ),
     "dit": (LABELS, {"depth": 2, "width": 64, "heads": 4, "patch_size": 2}),
     "iuvit": (NOTHING, {"depth": 3, "width": 64, "heads": 4, "patch_size": 2}),
     "ldm_transformer": (LABELS, {"depth": 1, "width": 64, "heads": 4, "patch_size": 2}),

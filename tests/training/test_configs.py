@@ -21,6 +21,10 @@ UNCONDITIONAL = {
     "celeba128_iuvit": 442_337_877,
     "lsun_church256_iuvit": 527_081_637,
     "lsun_church256_iuvit:wide": 935_559_387,
+    "cifar10_ascend": 45_404_275,
+    "cifar10_ascend:adm": 56_561_623,
+    "cub128_ascend": 80_869_003,
+    "lsun_bedroom256_ascend": 110_498_355,
 }
 CONFIGS = sorted(pathlib.Path("configs").glob("*.py"))
 PUBLISHED = {

@@ -224,3 +224,18 @@ def test_labels_are_dropped_at_the_configured_rate():
     part = np.asarray(conditioner.drop(conditioner(label[5:9]), key, index[5:9]).label)
     assert np.array_equal(part, dropped[5:9])
     assert list(conditioner.null(3).label) == [10, 10, 10]
+
+
+def test_the_model_is_given_a_dropout_key_for_every_sample(monkeypatch):
+    mesh, system, seen = make_mesh(MeshConfig()), make_system(), []
+    optimizer, _ = system.build("optimizer")
+
+    def training_loss(model, x0, cond, *_):
+        seen.append(cond.dropout_keys)
+        return jnp.zeros(32), {"time": jnp.zeros(32)}
+
+    monkeypatch.setattr(system, "training_loss", training_loss)
+    batch = {"image": jnp.zeros((32, 8, 8, 1), jnp.uint8), "label": jnp.zeros(32, jnp.int32)}
+    state = abstract_state(system, optimizer, mesh)
+    jax.eval_shape(make_train_step(system, optimizer, mesh), state, system.load_first_stage(), batch)
+    assert seen[0].shape == (32,) and jnp.issubdtype(seen[0].dtype, jax.dtypes.prng_key)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from diffusion_jax.errors import UserError, did_you_mean
+from diffusion_jax.models.presets.ascend import ASCEND_PRESETS
 from diffusion_jax.models.presets.dit import DIT_PRESETS
 from diffusion_jax.models.presets.ldm_transformer import LDM_TRANSFORMER_PRESETS
 from diffusion_jax.models.presets.ldm_unet import LDM_UNET_PRESETS
@@ -11,6 +12,7 @@ from diffusion_jax.models.presets.preset import Preset
 from diffusion_jax.models.presets.uvit import UVIT_PRESETS
 
 PRESETS: Mapping[str, Preset] = {
+    **ASCEND_PRESETS,
     **DIT_PRESETS,
     **LDM_TRANSFORMER_PRESETS,
     **LDM_UNET_PRESETS,

@@ -12,10 +12,10 @@ class SampleArchive:
     Args:
       path: the file, which appears when it is whole.
       shape: (N, H, W, 3).
-      labels: [N] integers.
+      labels: [N] integers, or None for samples of an unconditional model.
     """
 
-    def __init__(self, path: pathlib.Path, shape: tuple[int, ...], labels: np.ndarray):
+    def __init__(self, path: pathlib.Path, shape: tuple[int, ...], labels: np.ndarray | None):
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path, self._partial, self._labels = path, path.with_name(f"{path.name}.partial"), labels
         self._archive = zipfile.ZipFile(self._partial, "w")
@@ -28,9 +28,10 @@ class SampleArchive:
         self._member.write(images.tobytes())
 
     def close(self) -> None:
-        """Adds the labels and gives the file its name."""
+        """Adds the labels, if there are any, and gives the file its name."""
         self._member.close()
-        with self._archive.open("arr_1.npy", "w") as member:
-            np.lib.format.write_array(member, self._labels)
+        if self._labels is not None:
+            with self._archive.open("arr_1.npy", "w") as member:
+                np.lib.format.write_array(member, self._labels)
         self._archive.close()
         self._partial.replace(self._path)

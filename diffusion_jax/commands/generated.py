@@ -11,7 +11,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.parallel import processes
 from diffusion_jax.sample_archive import SampleArchive
 from diffusion_jax.training.drawn import DrawnImages
-from diffusion_jax.training.generation import SampleStream, parse_labels
+from diffusion_jax.training.generation import BALANCED, SampleStream, choose_labels
 from diffusion_jax.training.restore import open_checkpoints, restore_for_sampling
 
 
@@ -34,12 +34,12 @@ class GeneratedImages(DrawnImages):
             # Fixed here and stated in the result; training may go on meanwhile.
             chosen = "best" if values.step == "best" else str(step)
         system, mesh, model, first_stage = restore_for_sampling(values.workdir, chosen, overrides)
-        labels = parse_labels(values.labels, values.num, system.facts.num_classes, values.seed)
         stream = SampleStream(system, mesh, open_guides(values, system))
+        labels = choose_labels(stream, values.labels, values.num, system.facts.num_classes, values.seed)
         facts = {
             "workdir": str(values.workdir),
             "checkpoint_step": step,
-            "label_law": values.labels,
+            "label_law": values.labels or BALANCED,
             "overrides": overrides,
         }
         super().__init__(system, stream, model, first_stage, labels, values.seed, facts)
@@ -49,7 +49,8 @@ class GeneratedImages(DrawnImages):
         """See `DrawnImages`; tells how far it is."""
         archive = None
         if self.save is not None and processes.is_main():
-            archive = SampleArchive(self.save, (self.count, *self.image_shape), self.labels)
+            labels = self.labels if self.stream.labelled else None
+            archive = SampleArchive(self.save, (self.count, *self.image_shape), labels)
         drawn = 0
         for batch in super().batches():
             if archive is not None:

@@ -4,9 +4,9 @@
     diffusion-jax sample --workdir runs/dit_xl2 --out fid50k --num 50000 --labels uniform --sampler ddpm --steps 250
 
 Writes samples.npz (arr_0: uint8 [N, H, W, 3], arr_1: int labels; the format of ADM's evaluation) and samples.png, a
-labelled grid of the first ones. Sample i is a function of the checkpoint, its label, --seed and i: neither the number
-of samples nor the batch size nor the number of devices changes it. All images of a batch are drawn, wanted or not: for
-a few samples a --batch-size of their number saves time.
+labelled grid of the first ones; an unconditional model's samples have no labels. Sample i is a function of the
+checkpoint, its label, --seed and i: neither the number of samples nor the batch size nor the number of devices changes
+it. All images of a batch are drawn, wanted or not: for a few samples a --batch-size of their number saves time.
 
 Everything that the run's config says of sampling can be overridden, for example --config.sampler.eta=1 or
 --config.guidance.interval="(0.3, 2.0)"; `diffusion-jax samplers` lists the samplers and their options.
@@ -41,7 +41,7 @@ def define_run_flags(values: flags.FlagValues) -> None:
     text, number, real = flags.DEFINE_string, flags.DEFINE_integer, flags.DEFINE_float
     text("workdir", None, "The run to sample from.", flag_values=values)
     number("num", None, "Number of samples.", lower_bound=1, flag_values=values)
-    text("labels", "balanced", "balanced, uniform, a range (0-9) or a list (3,3,7).", flag_values=values)
+    text("labels", None, "balanced (default), uniform, a range (0-9) or a list (3,3,7).", flag_values=values)
     text("sampler", None, "The sampler; by default the config's.", flag_values=values)
     number("steps", None, "Sampler steps; by default the config's.", lower_bound=1, flag_values=values)
     real("cfg_scale", None, "Guidance scale, 1 for none; by default the config's.", flag_values=values)

@@ -44,20 +44,24 @@ class DrawnImages:
         self.image_shape = (system.data.image_size, system.data.image_size, 3)
 
     def batches(self) -> Iterator[Batch]:
-        """The images in order: `image` uint8 [B, H, W, 3] and `label` int [B]."""
+        """The images in order: `image` uint8 [B, H, W, 3] and, unless they obey none, `label` int [B]."""
         start = 0
         for images in self.stream(self.model, self.first_stage, self.labels, self.seed):
-            yield {"image": to_rgb(images), "label": self.labels[start : start + len(images)]}
+            label = {"label": self.labels[start : start + len(images)]} if self.stream.labelled else {}
+            yield {"image": to_rgb(images), **label}
             start += len(images)
 
-    def captions(self, count: int) -> list[str]:
-        """The names of the classes of the first `count` samples."""
+    def captions(self, count: int) -> list[str] | None:
+        """The names of the classes of the first `count` samples; None where they obey none."""
+        if not self.stream.labelled:
+            return None
         return [self.system.facts.class_names[label] for label in self.labels[:count]]
 
     def describe(self) -> dict[str, Any]:
         """What a result file says of them, ready for JSON."""
         return {
             **self.facts,
+            **({} if self.stream.labelled else {"label_law": None}),
             "seed": self.seed,
             "uint8": UINT8_RULE,
             "sampler": dict(self.system.config["sampler"]),

@@ -21,7 +21,7 @@ from diffusion_jax.parallel.mesh import batch_parts, local_rows, replicated, to_
 from diffusion_jax.pictures import grid, save, to_uint8
 from diffusion_jax.training.system import System
 
-LABELINGS = ("uniform", "balanced")
+BALANCED = "balanced"
 
 
 class Guides(NamedTuple):
@@ -94,6 +94,10 @@ class SampleStream:
 
     Raises:
       UserError: a sampler or guidance that does not fit the model.
+
+    Attributes:
+      labelled: whether samples depend on their labels; those of an unconditional model do only where a classifier
+        guides it.
     """
 
     def __init__(self, system: System, mesh: Mesh, guides: Guides = NO_GUIDES, rows: int | None = None):
@@ -104,6 +108,7 @@ class SampleStream:
             )
         self.mesh = mesh
         self.guides = guides
+        self.labelled = bool(system.conditioner.spec.parts) or guides.classifier is not None
         self.batch_size = (rows or system.sample.batch_size) * batch_parts(mesh)
         function = make_sample_function(system, guides)
         self.draw = jax.jit(function, out_shardings=replicated(mesh))
@@ -132,6 +137,19 @@ class SampleStream:
             yield np.asarray(images.addressable_data(0))[: len(labels) - first]
 
 
+def choose_labels(stream: SampleStream, text: str | None, num: int, num_classes: int, seed: int) -> np.ndarray:
+    """The classes of `num` samples, as `parse_labels`: balanced where `text` is None, and 0 for an unlabelled stream.
+
+    Raises:
+      UserError: labels are asked of an unconditional model, or are not its classes.
+    """
+    if stream.labelled:
+        return parse_labels(text or BALANCED, num, num_classes, seed)
+    if text is not None:
+        raise UserError(f"--labels {text}: this run was trained without a condition and takes no class: leave it out")
+    return np.zeros(num, np.int32)
+
+
 def parse_labels(text: str, num: int, num_classes: int, seed: int) -> np.ndarray:
     """The classes of `num` samples.
 
@@ -152,7 +170,7 @@ def parse_labels(text: str, num: int, num_classes: int, seed: int) -> np.ndarray
         draws = keys.uniform(keys.purpose_key(seed, "sample_label"), index)
         return np.minimum(np.asarray(draws * num_classes).astype(np.int32), num_classes - 1)
     labels: list[int] = []
-    for part in (f"0-{num_classes - 1}" if text == "balanced" else text).split(","):
+    for part in (f"0-{num_classes - 1}" if text == BALANCED else text).split(","):
         first, dash, last = part.partition("-")
         if not first.isdigit() or (dash and not (last.isdigit() and int(first) <= int(last))):
             raise UserError(f"--labels {text}: write uniform, balanced, a range such as 0-9 or a list such as 3,3,7")
@@ -178,10 +196,10 @@ def draw_grid(system: System, stream: SampleStream, model: Any, first_stage: Any
       first_stage: the first stage.
       path: the PNG to write.
     """
-    labels = parse_labels("balanced", system.sample.grid, system.facts.num_classes, system.train.seed)
+    labels = parse_labels(BALANCED, system.sample.grid, system.facts.num_classes, system.train.seed)
     images = np.concatenate(list(stream(model, first_stage, labels, system.train.seed)))
     if processes.is_main():
-        captions = [system.facts.class_names[label] for label in labels]
+        captions = [system.facts.class_names[label] for label in labels] if stream.labelled else None
         save(grid(images, captions, columns=min(10, len(labels))), path)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("grid")

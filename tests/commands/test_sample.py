@@ -133,3 +133,28 @@ def test_a_run_is_evaluated_without_writing_its_samples_unless_asked(command_lin
     assert stated["checkpoint_step"] > 0 and stated["sampler"]["name"]
     for ours, want in zip(load(tmp_path / "kept"), load(samples), strict=True):
         assert np.array_equal(ours, want)
+
+
+def test_an_unconditional_run_draws_without_labels(command_line, tmp_path):
+    changes = ("--config.conditioner.name=none", "--config.guidance.cfg_scale=1")
+    command_line.run("train", "--config=configs/digits.py:smoke", f"--workdir={tmp_path / 'run'}", *changes)
+    with Image.open(tmp_path / "run" / "samples" / "00000002.png") as sheet:
+        assert sheet.size == (8 * 66 + 2, 66 + 2)
+    draw(command_line, tmp_path / "run", tmp_path / "out", "--num=20")
+    with np.load(tmp_path / "out" / "samples.npz") as archive:
+        assert archive.files == ["arr_0"] and np.unique(archive["arr_0"], axis=0).shape == (20, 8, 8, 3)
+    with Image.open(tmp_path / "out" / "samples.png") as sheet:
+        assert sheet.size == (10 * 66 + 2, 2 * 66 + 2)
+    _, error = draw(command_line, tmp_path / "run", tmp_path / "none", "--num=1", "--labels=3", status=2)
+    assert "--labels 3: this run was trained without a condition" in error
+    result = tmp_path / "result.json"
+    measured = (
+        "--reference=digits",
+        f"--out={result}",
+        "--metrics=frechet_distance",
+        f"--save-samples={tmp_path / 'e.npz'}",
+    )
+    command_line.run("evaluate", f"--workdir={tmp_path / 'run'}", "--num=20", *measured)
+    assert json.loads(result.read_text())["samples"]["label_law"] is None
+    with np.load(tmp_path / "e.npz") as archive:
+        assert archive.files == ["arr_0"]

@@ -56,7 +56,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
             "model_channels": 32,
             "channel_mult": (1,),
             "num_res_blocks": 1,
-            "attention_resolutions": (1,),
+            "attention_resolutions": (),
         }
         config["train"] |= {"steps": 2, "batch_size": 8, "log_every": 1, "sample_every": 2}
         config["sampler"] |= {"steps": 2}

@@ -35,6 +35,19 @@ PUBLISHED = {
     "imagenet256_ldm8_transformer:g": 407_290_896,
 }
 
+UNETS = {  # config: (parameters, shape of what the backbone sees)
+    "celebahq256_ldm4": (274_056_163, (64, 64, 3)),
+    "ffhq256_ldm4": (274_056_163, (64, 64, 3)),
+    "lsun_bedroom256_ldm4": (274_056_163, (64, 64, 3)),
+    "lsun_church256_ldm8": (294_966_916, (32, 32, 4)),
+    "imagenet256_ldm8_unet": (394_984_196 + 512_000, (32, 32, 4)),
+    "imagenet256_ldm4_unet": (400_920_579 + 512_512, (64, 64, 3)),
+    "cifar10_ddpm": (35_746_307, (32, 32, 3)),
+    "cifar10_iddpm": (52_546_438, (32, 32, 3)),
+}
+# The smoke forms of the others run the same parts with other options.
+SLOW = UNETS.keys() - {"imagenet256_ldm4_unet"}
+
 
 @pytest.fixture(autouse=True, scope="module")
 def shared_compilations(tmp_path_factory):
@@ -56,7 +69,10 @@ def shared_compilations(tmp_path_factory):
     configure(before)
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem in SLOW)) for path in CONFIGS],
+)
 def test_the_smoke_form_trains_two_steps_and_draws(path, tmp_path):
     config = load_config(f"{path}:smoke", [], SCHEMA)
     train(config, tmp_path)
@@ -84,3 +100,12 @@ def test_unconditional_models_of_pixels_have_the_published_number_of_parameters(
     side = config.data.image_size
     assert system.latent_shape == (side, side, 3)
     assert sum(leaf.size for leaf in jax.tree.leaves(system.abstract_model)) == UNCONDITIONAL[name]
+
+
+@pytest.mark.parametrize("name", UNETS)
+def test_unets_have_the_published_number_of_parameters(name):
+    needed = ["--config.autoencoder.scale=0.22"] if name == "lsun_church256_ldm8" else []
+    system = System(load_config(f"configs/{name}.py", needed, SCHEMA), DatasetFacts(1000, (), "images"))
+    parameters, shape = UNETS[name]
+    assert system.latent_shape == shape
+    assert sum(leaf.size for leaf in jax.tree.leaves(system.abstract_model)) == parameters

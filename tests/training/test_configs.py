@@ -37,8 +37,6 @@ PUBLISHED = {
 
 UNETS = {  # config: (parameters, shape of what the backbone sees)
     "celebahq256_ldm4": (274_056_163, (64, 64, 3)),
-    "ffhq256_ldm4": (274_056_163, (64, 64, 3)),
-    "lsun_bedroom256_ldm4": (274_056_163, (64, 64, 3)),
     "lsun_church256_ldm8": (294_966_916, (32, 32, 4)),
     "imagenet256_ldm8_unet": (394_984_196 + 512_000, (32, 32, 4)),
     "imagenet256_ldm4_unet": (400_920_579 + 512_512, (64, 64, 3)),
@@ -46,7 +44,7 @@ UNETS = {  # config: (parameters, shape of what the backbone sees)
     "cifar10_iddpm": (52_546_438, (32, 32, 3)),
 }
 # The smoke forms of the others run the same parts with other options.
-SLOW = UNETS.keys() - {"imagenet256_ldm4_unet"}
+SLOW = {*UNETS, "ffhq256_ldm4", "lsun_bedroom256_ldm4"} - {"imagenet256_ldm4_unet"}
 
 
 @pytest.fixture(autouse=True, scope="module")

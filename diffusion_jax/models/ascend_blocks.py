@@ -1,7 +1,7 @@
 """What ASCEND is made of: its layout, the levels of its two halves, and the steps between them (arXiv 2212.13771)."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,8 @@ from diffusion_jax.models.remat import RematPolicy, remat
 from diffusion_jax.models.residual_block import ResBlock
 from diffusion_jax.models.swin import PatchExpanding, PatchMerging, SwinBlock, add
 from diffusion_jax.models.text_features import Text
-from diffusion_jax.models.transformer import CrossAttention, Linear, SelfAttention
+from diffusion_jax.models.transformer import CrossAttention, Linear
+from diffusion_jax.models.unet_attention import AttentionBlock
 
 BlockKind = Literal["swin", "conv"]
 Skips = Literal["level", "block", "none"]
@@ -185,23 +186,26 @@ class Attention(nnx.Module):
 
     def __init__(self, channels: int, layout: Layout, *, rngs: nnx.Rngs):
         heads = channels // layout.num_head_channels
-        init: dict[str, Any] = {"kernel_init": UNIFORM_FAN_IN, "bias_init": uniform(channels)}
-        self.norm = GroupNorm(channels, eps=EPS)
-        self.attn = SelfAttention(channels, heads, **init, zero_proj=True, dtype=layout.dtype, rngs=rngs)
+        self.pixels = AttentionBlock(channels, heads, eps=EPS, dtype=layout.dtype, rngs=rngs)
         self.attends_to_text = layout.context_width > 0
         if self.attends_to_text:
             self.norm_cross = GroupNorm(channels, eps=EPS)
-            self.cross = CrossAttention(channels, layout.context_width, heads, **init, dtype=layout.dtype, rngs=rngs)
+            self.cross = CrossAttention(
+                channels,
+                layout.context_width,
+                heads,
+                kernel_init=UNIFORM_FAN_IN,
+                bias_init=uniform(channels),
+                dtype=layout.dtype,
+                rngs=rngs,
+            )
 
     def __call__(self, x: jax.Array, text: Text | None) -> jax.Array:
         """Maps [B, H, W, C] to [B, H, W, C] in the dtype of x."""
-
-        def sequence(x: jax.Array) -> jax.Array:
-            return rearrange(x, "b h w c -> b (h w) c")
-
-        x = add(x, self.attn(sequence(self.norm(x))).reshape(x.shape))
+        x = self.pixels(x)
         if self.attends_to_text and text is not None:
-            x = add(x, self.cross(sequence(self.norm_cross(x)), text.tokens, text.mask).reshape(x.shape))
+            pixels = rearrange(self.norm_cross(x), "b h w c -> b (h w) c")
+            x = add(x, self.cross(pixels, text.tokens, text.mask).reshape(x.shape))
         return x
 
 

@@ -98,7 +98,7 @@ def test_the_head_starts_at_zero_and_the_attentions_add_nothing():
     @jit
     def initial():
         model = build()
-        return model.conv_out, model.middle.attention.attn.proj, model.encoder[0].stack.regular.mlp.fc1.kernel
+        return model.conv_out, model.middle.attention.pixels.attn.proj, model.encoder[0].stack.regular.mlp.fc1.kernel
 
     head, projection, stacked = initial()
     assert not any(np.any(leaf) for leaf in jax.tree.leaves((head, projection)))

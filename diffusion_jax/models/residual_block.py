@@ -38,6 +38,7 @@ class ResBlock(nnx.Module):
       groups: groups of both norms.
       eps: of both norms.
       dropout: probability that an activation before the last convolution is zeroed, 0 ≤ p < 1.
+      dropout_stream: number of the block among those that are given the same keys.
       dtype: compute dtype of the convolutions; norms and embedding are float32.
       rngs: initialiser streams; the last convolution starts at zero.
 
@@ -56,10 +57,12 @@ class ResBlock(nnx.Module):
         groups: int = 32,
         eps: float = 1e-5,
         dropout: float = 0.0,
+        dropout_stream: int = 0,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        self.scale_shift, self.resample, self.dropout = scale_shift, resample, dropout
+        self.scale_shift, self.resample = scale_shift, resample
+        self.dropout, self.dropout_stream = dropout, dropout_stream
         self.norm1 = GroupNorm(channels, groups=groups, eps=eps)
         self.conv1 = conv3x3(channels, features, dtype=dtype, rngs=rngs)
         modulation = 2 * features if scale_shift else features
@@ -97,5 +100,9 @@ class ResBlock(nnx.Module):
         if keys is None or not self.dropout:
             return h
         keep = 1 - self.dropout
-        kept = jax.vmap(lambda key: jax.random.bernoulli(key, keep, h.shape[1:]))(keys)  # [B, H', W', features]
+
+        def draw(key: jax.Array) -> jax.Array:
+            return jax.random.bernoulli(jax.random.fold_in(key, self.dropout_stream), keep, h.shape[1:])
+
+        kept = jax.vmap(draw)(keys)  # [B, H', W', features]
         return jnp.where(kept, h / keep, 0)

@@ -65,6 +65,7 @@ class UNet(nnx.Module):
       downsample_padding: zeros of a strided convolution: "symmetric" (LDM, IDDPM, ADM), or "after" (DDPM).
       norm_groups: groups of every norm.
       norm_eps: of every norm but those of `SpatialTransformer`; 1e-6 in DDPM.
+      dropout: of the residual blocks, where `cond.dropout_keys` are given.
       time_scale: factor on the timestep; 1 for the index 0…999, 1000 for t ∈ [0, 1].
       freq_denominator: see `timestep_features`; C₀/2 − 1 in DDPM.
       remat: rematerialisation policy of the blocks; "dots" recomputes convolutions.
@@ -96,6 +97,7 @@ class UNet(nnx.Module):
         downsample_padding: DownsamplePadding = "symmetric",
         norm_groups: int = 32,
         norm_eps: float = 1e-5,
+        dropout: float = 0.0,
         time_scale: float = 1.0,
         freq_denominator: int | None = None,
         remat: RematPolicy = "none",
@@ -118,6 +120,7 @@ class UNet(nnx.Module):
             downsample_padding=downsample_padding,
             norm_groups=norm_groups,
             norm_eps=norm_eps,
+            dropout=dropout,
             remat=remat,
             precision=Precision(dtype, residual_dtype),
         )
@@ -164,7 +167,7 @@ class UNet(nnx.Module):
             embedding = embedding + self.label_embed(cond.label)
         if cond.image is not None:
             x = jnp.concatenate([x, cond.image.astype(x.dtype)], axis=-1)  # [B, H, W, C + image_channels]
-        return x, Context(jax.nn.silu(embedding), cond.tokens, cond.token_mask)
+        return x, Context(jax.nn.silu(embedding), cond.tokens, cond.token_mask, cond.dropout_keys)
 
 
 class Decoder(nnx.Module):
@@ -176,7 +179,7 @@ class Decoder(nnx.Module):
       rngs: initialiser streams; the last convolution starts at zero.
     """
 
-    def __init__(self, layout: UNetLayout, out_channels: int, *, rngs: nnx.Rngs):
+    def __init__(self, layout: UNetLayout, out_channels: int, *, rngs: KeyStream):
         skips, blocks = layout.skip_widths, layout.num_res_blocks + 1
         inputs = (*layout.widths[1:], layout.widths[-1])
         # Levels are numbered as the encoder's, so the way up begins with the last; level i takes blocks·i ….

@@ -10,6 +10,7 @@ from flax import nnx
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.convolution import conv3x3, upsample_nearest
+from diffusion_jax.models.key_stream import KeyStream
 from diffusion_jax.models.precision import Precision
 from diffusion_jax.models.remat import RematPolicy, remat
 from diffusion_jax.models.residual_block import Resample, ResBlock
@@ -43,10 +44,13 @@ class UNetLayout:
     downsample_padding: DownsamplePadding = "symmetric"
     norm_groups: int = 32
     norm_eps: float = 1e-5
+    dropout: float = 0.0
     remat: RematPolicy = "none"
     precision: Precision = dataclasses.field(default_factory=Precision)
 
     def __post_init__(self) -> None:
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"model.dropout={self.dropout}: must be at least 0 and below 1")
         if (self.num_heads is None) == (self.num_head_channels is None):
             raise UserError(
                 f"model.num_heads={self.num_heads}, model.num_head_channels={self.num_head_channels}: set one of them"
@@ -107,7 +111,7 @@ class UNetLayout:
         factor = min(factors, default=self.downsampling)
         return (height // factor) * (width // factor)
 
-    def res_block(self, channels: int, features: int, *, resample: Resample = "none", rngs: nnx.Rngs) -> ResBlock:
+    def res_block(self, channels: int, features: int, *, resample: Resample = "none", rngs: KeyStream) -> ResBlock:
         """A residual block of this UNet."""
         return ResBlock(
             channels,
@@ -117,11 +121,14 @@ class UNetLayout:
             resample=resample,
             groups=self.norm_groups,
             eps=self.norm_eps,
+            dropout=self.dropout,
+            # Another number for each block, whatever stands before it.
+            dropout_stream=rngs.drawn,
             dtype=self.precision.compute_dtype,
             rngs=rngs,
         )
 
-    def attention(self, channels: int, *, rngs: nnx.Rngs) -> AttentionBlock | SpatialTransformer:
+    def attention(self, channels: int, *, rngs: KeyStream) -> AttentionBlock | SpatialTransformer:
         """An attention of this UNet, to a context if it has one."""
         heads, dtype = self.heads(channels), self.precision.compute_dtype
         if self.context_width is None:
@@ -146,17 +153,19 @@ class Context:
       embedding: [B, E] float32, SiLU of the time (and label) embedding.
       tokens: [B, M, context_width] to attend to, or None.
       mask: [B, M] bool, True where `tokens` is valid; None if all are.
+      keys: [B] keys of the dropout, one per sample; None drops nothing.
     """
 
     embedding: jax.Array
     tokens: jax.Array | None = None
     mask: jax.Array | None = None
+    keys: jax.Array | None = None
 
 
 class Block(nnx.Module):
     """A residual block, with an attention behind it where the level has attentions."""
 
-    def __init__(self, channels: int, features: int, layout: UNetLayout, *, attends: bool, rngs: nnx.Rngs):
+    def __init__(self, channels: int, features: int, layout: UNetLayout, *, attends: bool, rngs: KeyStream):
         self.remat = layout.remat
         self.res = layout.res_block(channels, features, rngs=rngs)
         self.attention = layout.attention(features, rngs=rngs) if attends else None
@@ -165,7 +174,7 @@ class Block(nnx.Module):
         """Maps [B, H, W, channels] to [B, H, W, features] in the dtype of x."""
 
         def apply(block: Block, x: jax.Array, context: Context) -> jax.Array:
-            return attend(block.attention, block.res(x, context.embedding), context)
+            return attend(block.attention, block.res(x, context.embedding, context.keys), context)
 
         return remat(apply, self.remat, in_scan=False)(self, x, context)
 
@@ -180,7 +189,7 @@ def attend(attention: AttentionBlock | SpatialTransformer | None, x: jax.Array, 
 class Resampler(nnx.Module):
     """Halves or doubles H and W: by a convolution, or by a residual block with `resblock_updown`."""
 
-    def __init__(self, channels: int, layout: UNetLayout, *, resample: Literal["down", "up"], rngs: nnx.Rngs):
+    def __init__(self, channels: int, layout: UNetLayout, *, resample: Literal["down", "up"], rngs: KeyStream):
         self.resample = resample
         if layout.resblock_updown:
             self.res = layout.res_block(channels, channels, resample=resample, rngs=rngs)
@@ -194,7 +203,7 @@ class Resampler(nnx.Module):
     def __call__(self, x: jax.Array, context: Context) -> jax.Array:
         """Maps [B, H, W, C] to [B, H/2, W/2, C] or [B, 2H, 2W, C] in the dtype of x."""
         if hasattr(self, "res"):
-            return self.res(x, context.embedding)
+            return self.res(x, context.embedding, context.keys)
         return self.conv(upsample_nearest(x) if self.resample == "up" else x).astype(x.dtype)
 
 
@@ -202,7 +211,7 @@ class DownLevel(nnx.Module):
     """The blocks of one resolution on the way down, and the step to the next."""
 
     def __init__(
-        self, channels: int, features: int, layout: UNetLayout, *, attends: bool, is_last: bool, rngs: nnx.Rngs
+        self, channels: int, features: int, layout: UNetLayout, *, attends: bool, is_last: bool, rngs: KeyStream
     ):
         widths = [channels] + [features] * (layout.num_res_blocks - 1)
         self.blocks = nnx.List([Block(width, features, layout, attends=attends, rngs=rngs) for width in widths])
@@ -231,7 +240,7 @@ class UpLevel(nnx.Module):
         *,
         attends: bool,
         is_last: bool,
-        rngs: nnx.Rngs,
+        rngs: KeyStream,
     ):
         widths = [channels] + [features] * (len(skip_widths) - 1)
         self.blocks = nnx.List(
@@ -261,7 +270,7 @@ class Encoder(nnx.Module):
       rngs: initialiser streams.
     """
 
-    def __init__(self, in_channels: int, layout: UNetLayout, *, rngs: nnx.Rngs):
+    def __init__(self, in_channels: int, layout: UNetLayout, *, rngs: KeyStream):
         widths, top = layout.widths, layout.widths[-1]
         self.residual_dtype = layout.precision.residual_dtype
         self.conv_in = conv3x3(in_channels, widths[0], dtype=layout.precision.compute_dtype, rngs=rngs)

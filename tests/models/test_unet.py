@@ -13,6 +13,7 @@ from diffusion_jax.interop.mapping import dump_state_dict
 from diffusion_jax.interop.unet import unet_entries
 from diffusion_jax.models.backbones import abstract_backbone
 from diffusion_jax.models.conditioning import UNCONDITIONAL, Conditioning, ConditioningSpec
+from diffusion_jax.models.residual_block import ResBlock
 from diffusion_jax.models.unet import UNet
 from diffusion_jax.models.unet_attention import AttentionBlock
 from diffusion_jax.models.unet_blocks import Context, Resampler, UNetLayout
@@ -301,3 +302,16 @@ def test_every_large_parameter_is_split_over_the_mesh(spec):
 def test_what_cannot_be_built_is_named(options, message):
     with pytest.raises(UserError, match=message):
         abstract_backbone("unet", **tiny(**options))
+
+
+def test_dropout_is_a_matter_of_training_and_differs_from_block_to_block_and_sample_to_sample():
+    model = filled(**tiny(dropout=0.5))
+    x = jnp.broadcast_to(jax.random.normal(jax.random.key(3), (1, 8, 8, 1)), (3, 8, 8, 1))
+    timestep = jnp.full(3, 100.0)
+    keys = jax.random.split(jax.random.key(4), 2)[jnp.array([0, 1, 0])]
+    call = jax.jit(lambda cond: model(x, timestep, cond))
+    dropped, kept = np.asarray(call(Conditioning(dropout_keys=keys))), np.asarray(call(Conditioning()))
+    assert np.array_equal(dropped[0], dropped[2]) and not np.allclose(dropped[0], dropped[1])
+    assert not np.allclose(dropped, kept) and np.array_equal(kept[0], kept[1])
+    blocks = [module for _, module in nnx.iter_modules(model) if isinstance(module, ResBlock)]
+    assert len({block.dropout_stream for block in blocks}) == len(blocks) > 3

@@ -12,6 +12,7 @@ from diffusion_jax.parallel import processes
 from diffusion_jax.sample_archive import SampleArchive
 from diffusion_jax.training.drawn import DrawnImages
 from diffusion_jax.training.generation import BALANCED, SampleStream, choose_labels
+from diffusion_jax.training.known_pixels import read_known_pixels
 from diffusion_jax.training.restore import open_checkpoints, restore_for_sampling
 
 
@@ -34,7 +35,11 @@ class GeneratedImages(DrawnImages):
             # Fixed here and stated in the result; training may go on meanwhile.
             chosen = "best" if values.step == "best" else str(step)
         system, mesh, model, first_stage = restore_for_sampling(values.workdir, chosen, overrides)
-        stream = SampleStream(system, mesh, open_guides(values, system))
+        known = None
+        if values.known is not None:
+            shape = (system.data.image_size, system.data.image_size, system.data.channels)
+            known = read_known_pixels(values.known, values.num, shape)
+        stream = SampleStream(system, mesh, open_guides(values, system), known=known)
         labels = choose_labels(stream, values.labels, values.num, system.facts.num_classes, values.seed)
         facts = {
             "workdir": str(values.workdir),

@@ -8,6 +8,8 @@ labelled grid of the first ones; an unconditional model's samples have no labels
 checkpoint, its label, --seed and i: neither the number of samples nor the batch size nor the number of devices changes
 it. All images of a batch are drawn, wanted or not: for a few samples a --batch-size of their number saves time.
 
+--known FILE.npz fills images in: `image` uint8 [N, H, W, 3], `mask` [N, H, W], not 0 where a pixel is known and stays.
+
 Everything that the run's config says of sampling can be overridden, for example --config.sampler.eta=1 or
 --config.guidance.interval="(0.3, 2.0)"; `diffusion-jax samplers` lists the samplers and their options.
 """
@@ -52,6 +54,7 @@ def define_run_flags(values: flags.FlagValues) -> None:
         "batch_size", None, "Images at once on each device; by default the config's.", lower_bound=1, flag_values=values
     )
     flags.DEFINE_list("overrides", [], "Filled with the --config.… arguments.", flag_values=values)
+    text("known", None, "A .npz of images and masks: pixels that the samples keep.", flag_values=values)
     text("guide_workdir", None, "A weaker run of the same kind for autoguidance.", flag_values=values)
     text("guide_step", "latest", "Its checkpoint's step.", flag_values=values)
     real("guide_scale", 2.0, "Autoguidance scale, 1 for none.", flag_values=values)

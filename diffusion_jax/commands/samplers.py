@@ -21,9 +21,9 @@ def run(values: flags.FlagValues) -> None:
     from diffusion_jax.diffusion.samplers import SAMPLERS
     from diffusion_jax.training.system import SCHEMA
 
-    print(f"{'name':<22}{'order':<16}{'calls per step':<20}what it is")
+    print(f"{'name':<22}{'order':<16}{'calls per step':<26}what it is")
     for name, sampler in SAMPLERS.items():
         lines = inspect.cleandoc(sampler.__doc__ or "").splitlines()
-        print(f"{name:<22}{sampler.order:<16}{sampler.calls:<20}{lines[0]}")  # type: ignore[attr-defined]
+        print(f"{name:<22}{sampler.order:<16}{sampler.calls:<26}{lines[0]}")  # type: ignore[attr-defined]
         options = SCHEMA["sampler"].options(sampler)
         print(" " * 22 + ", ".join(f"{key}={option.default!r}" for key, option in options.items()))

@@ -65,10 +65,10 @@ def known_region(x0: Array, mask: Array) -> Transform:
 
     Args:
       x0: [B, ..., C] known data.
-      mask: broadcastable to x0; 1 where it is known.
+      mask: broadcastable to x0; not 0 where it is known.
     """
 
     def transform(predicted: Array, point: Point) -> Array:
-        return jnp.where(mask > 0, x0, predicted)
+        return jnp.where(jnp.asarray(mask).astype(bool), x0, predicted)
 
     return transform

@@ -1,6 +1,7 @@
 """The device mesh and how a batch lies on it."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -91,19 +92,20 @@ def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
     return np.unique(np.concatenate([np.arange(batch_size)[index] for index in slices]))
 
 
-def to_global(mesh: Mesh, batch_size: int, local: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+def to_global(mesh: Mesh, batch_size: int, local: Any) -> Any:
     """Puts this process's rows of a batch onto its devices, as parts of global arrays.
 
     Args:
       mesh: the mesh.
       batch_size: rows of the global batch.
-      local: arrays whose leading axis runs over `local_rows(mesh, batch_size)`.
+      local: a tree of arrays whose leading axis runs over `local_rows(mesh, batch_size)`.
 
     Returns:
-      The same names with global arrays of `batch_size` rows, sharded by `batch_sharding`.
+      The same tree with global arrays of `batch_size` rows, sharded by `batch_sharding`.
     """
     sharding = batch_sharding(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, rows, (batch_size, *rows.shape[1:]))
-        for name, rows in local.items()
-    }
+
+    def place(rows: np.ndarray) -> jax.Array:
+        return jax.make_array_from_process_local_data(sharding, rows, (batch_size, *rows.shape[1:]))
+
+    return jax.tree.map(place, local)

@@ -19,6 +19,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.parallel import processes
 from diffusion_jax.parallel.mesh import batch_parts, local_rows, replicated, to_global
 from diffusion_jax.pictures import grid, save, to_uint8
+from diffusion_jax.training.known_pixels import KnownPixels
 from diffusion_jax.training.system import System
 
 BALANCED = "balanced"
@@ -51,8 +52,9 @@ def make_sample_function(system: System, guides: Guides) -> Callable[..., jax.Ar
       guides: the scales of further guidance; its networks are arguments of the result.
 
     Returns:
-      A function (model, weaker model or None, classifier or None, first_stage, label [B] int32, index [B] int32, seed)
-      → [B, H, W, C] uint8, in which image b depends on (the models, label[b], seed, index[b]) alone.
+      A function (model, weaker model or None, classifier or None, first_stage, batch, seed) → [B, H, W, C] uint8. The
+      batch has `label` and `index` [B] int32 and may have `known` pixels; image b depends on (the models, seed, row b
+      of the batch) alone.
     """
     conditioner, sampler = system.conditioner, system.sampler
 
@@ -61,22 +63,26 @@ def make_sample_function(system: System, guides: Guides) -> Callable[..., jax.Ar
         weak: Any,
         classifier: Any,
         first_stage: Any,
-        label: jax.Array,
-        index: jax.Array,
+        batch: dict[str, Any],
         seed: jax.Array,
     ) -> jax.Array:
+        label, index, known = batch["label"], batch["index"], batch.get("known")
         cond = conditioner(label)
         guided = system.guidance(model, cond, conditioner.null(label.shape[0]) if conditioner.has_null else None)
         if weak is not None:
             guided = guides.autoguidance(guided, conditional(weak, cond))
         start = keys.purpose_key(seed, "sample_start")
         x = initial_noise(sampler, system.path, start, index, system.latent_shape)  # [B, h, w, c]
-        denoise = denoiser(guided, system.prediction, system.transforms(first_stage))
+        transforms = system.transforms(first_stage)
+        if known is not None:
+            transforms = (*transforms, known.transform(first_stage, system.latent_shape))
+        denoise = denoiser(guided, system.prediction, transforms)
         if classifier is not None:
             recognise = log_probability(classifier, label)
             denoise = classifier_guidance(denoise, recognise, guides.classifier_scale)
         latents = sample(sampler, system.path, denoise, x, keys.purpose_key(seed, "sample_noise"), index)
-        return to_uint8(first_stage.decode(latents))  # [B, H, W, C]
+        images = to_uint8(first_stage.decode(latents))  # [B, H, W, C]
+        return images if known is None else known.paste(images)
 
     return draw
 
@@ -91,6 +97,7 @@ class SampleStream:
       rows: images that each device of the batch axes draws at once; None means `sample.batch_size`. Float32 samples are
         the same bit for bit on any number of such devices as long as this number stays; another number, or a model
         split over "fsdp" or "tensor", may round a matrix product otherwise.
+      known: pixels that the samples are to keep, or None.
 
     Raises:
       UserError: a sampler or guidance that does not fit the model.
@@ -100,14 +107,21 @@ class SampleStream:
         guides it.
     """
 
-    def __init__(self, system: System, mesh: Mesh, guides: Guides = NO_GUIDES, rows: int | None = None):
+    def __init__(
+        self,
+        system: System,
+        mesh: Mesh,
+        guides: Guides = NO_GUIDES,
+        rows: int | None = None,
+        known: KnownPixels | None = None,
+    ):
         if system.classifies:
             raise UserError(
                 "this run trains a classifier, which has no samples of its own: set train.sample_every=None, and name "
                 "the run as the --classifier-workdir of `diffusion-jax sample`"
             )
         self.mesh = mesh
-        self.guides = guides
+        self.guides, self.known = guides, known
         self.labelled = bool(system.conditioner.spec.parts) or guides.classifier is not None
         self.batch_size = (rows or system.sample.batch_size) * batch_parts(mesh)
         function = make_sample_function(system, guides)
@@ -130,10 +144,12 @@ class SampleStream:
             index = np.arange(first, first + self.batch_size, dtype=np.int32)
             # The last batch is filled up with copies of the last label, and cut again.
             label = np.asarray(labels, np.int32)[np.minimum(index, len(labels) - 1)]
-            batch = to_global(self.mesh, self.batch_size, {"label": label[rows], "index": index[rows]})
+            known = self.known.rows(index[rows]) if self.known is not None else None
+            local = {"label": label[rows], "index": index[rows], "known": known}
+            batch = to_global(self.mesh, self.batch_size, local)
             with jax.set_mesh(self.mesh):
                 networks = (model, self.guides.weak, self.guides.classifier, first_stage)
-                images = self.draw(*networks, batch["label"], batch["index"], jnp.uint32(seed))
+                images = self.draw(*networks, batch, jnp.uint32(seed))
             yield np.asarray(images.addressable_data(0))[: len(labels) - first]
 
 

@@ -16,6 +16,7 @@ from diffusion_jax.models.dit import DiT
 from diffusion_jax.parallel.mesh import MeshConfig, make_mesh
 from diffusion_jax.pictures import grid, to_uint8
 from diffusion_jax.training.generation import NO_GUIDES, Guides, SampleStream, parse_labels
+from diffusion_jax.training.known_pixels import KnownPixels, read_known_pixels
 from diffusion_jax.training.system import SCHEMA, DatasetFacts, System
 
 
@@ -129,6 +130,35 @@ def test_a_classifier_guides(system, model):
     assert brightness("1", 0.0) == unguided
     assert brightness("1", 50.0) > unguided + 5
     assert brightness("0", 50.0) < draw(system, model, one, num=8, labels="0").mean() - 5
+
+
+def test_known_pixels_stay_and_shape_the_rest(system, model):
+    one = make_mesh(MeshConfig(), jax.devices()[:1])
+    image = np.full((1, 8, 8, 1), 250, np.uint8)
+    mask = np.zeros((1, 8, 8), bool)
+    mask[:, :, :4] = True
+
+    def drawn(known):
+        stream = SampleStream(system, one, rows=4, known=known)
+        return np.concatenate(list(stream(model, system.load_first_stage(), np.zeros(6, np.int32), seed=5)))
+
+    free, filled = drawn(None), drawn(KnownPixels(image, mask))
+    assert (filled[:, :, :4] == 250).all()
+    assert not np.array_equal(filled[:, :, 4:], free[:, :, 4:])
+    np.testing.assert_array_equal(drawn(KnownPixels(image, np.zeros_like(mask))), free)
+
+
+def test_the_file_of_known_pixels_is_checked(tmp_path):
+    path = tmp_path / "known.npz"
+    np.savez(path, image=np.full((3, 8, 8, 3), 7, np.uint8), mask=np.eye(8)[None].repeat(3, 0))
+    known = read_known_pixels(path, 3, (8, 8, 1))
+    assert known.image.shape == (3, 8, 8, 1) and known.image[0, 0, 0, 0] == 7 and known.mask.sum() == 24
+    assert known.rows(np.array([1, 5])).image.shape == (2, 8, 8, 1)
+    for num, shape in ((4, (8, 8, 1)), (3, (16, 16, 3))):
+        with pytest.raises(UserError, match="this run needs uint8"):
+            read_known_pixels(path, num, shape)
+    with pytest.raises(UserError, match="needs the arrays image and mask"):
+        read_known_pixels(tmp_path / "none.npz", 3, (8, 8, 1))
 
 
 def changed(system, *overrides):

@@ -5,6 +5,7 @@ from typing import Literal
 
 from diffusion_jax.data.digits import Digits
 from diffusion_jax.data.folder import ImageFolder
+from diffusion_jax.data.latents import LatentCache, image_settings
 from diffusion_jax.data.loader import Batch, all_records, batches
 from diffusion_jax.data.shapes import Annotation, Shapes
 from diffusion_jax.data.sources import BadImage, Record, SkipBadImages, Source
@@ -16,6 +17,7 @@ __all__ = [
     "BadImage",
     "Batch",
     "DataConfig",
+    "LatentCache",
     "Record",
     "SkipBadImages",
     "Source",
@@ -30,8 +32,9 @@ class DataConfig:
     """Which images to read, and how.
 
     Attributes:
-      name: "digits", "shapes" (or "shapes:images=20000,shapes=3"), "folder:PATH" or "tfds:NAME".
-      image_size: height and width of the images handed out, in pixels.
+      name: "digits", "shapes" (or "shapes:images=20000,shapes=3"), "folder:PATH" or "tfds:NAME"; or
+        "cache:DIR", the latents of images that `diffusion-jax encode` wrote.
+      image_size: height and width of the images handed out, in pixels; of a cache, those of the images encoded.
       split: "train", "test", …; "all" reads everything that is not divided into splits.
       channels: 3 (RGB) or 1 (grey).
       flip: mirror images at random; done on the device by the training step, not here.
@@ -86,6 +89,8 @@ def open_source(config: DataConfig) -> Source:
     kind, _, place = config.name.partition(":")
     if config.annotations and kind != "shapes":
         raise UserError(f"data.annotations={config.annotations}: '{config.name}' has none; set data.annotations=()")
+    if kind == "cache" and place:
+        return LatentCache(place, image_settings(config), mirrored=config.flip)
     decode = ImageDecoder(config.image_size, config.channels, config.exif_orientation, config.crop)
     source: Source
     if config.name == "digits":
@@ -103,6 +108,6 @@ def open_source(config: DataConfig) -> Source:
     elif kind == "tfds" and place:
         source = Tfds(place, config.split, decode, config.data_dir)
     else:
-        known = ("digits", "shapes", "folder:PATH", "tfds:NAME")
+        known = ("digits", "shapes", "folder:PATH", "tfds:NAME", "cache:DIR")
         raise UserError(f"data.name={config.name!r}: no such data set{did_you_mean(config.name, known)}")
     return SkipBadImages(source) if config.on_bad_image == "skip" else source

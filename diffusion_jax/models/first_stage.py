@@ -115,7 +115,16 @@ class KLFirstStage:
 
     def encode(self, images: jax.Array, noise: jax.Array) -> jax.Array:
         """s · (mean + std · noise); see `FirstStage`."""
-        return self.scale * _encode(self, images).sample(noise)
+        return self.draw(self.posterior(images), noise)
+
+    def posterior(self, images: jax.Array) -> dict[str, jax.Array]:
+        """What `draw` needs of images [B, H, W, C]: `mean` and `std`, [B, h, w, c] float32, not scaled."""
+        moments = _encode(self, images)
+        return {"mean": moments.mean, "std": moments.std}
+
+    def draw(self, posterior: Mapping[str, jax.Array], noise: jax.Array) -> jax.Array:
+        """The latents that `encode` gives of images with this `posterior`."""
+        return self.scale * (posterior["mean"] + posterior["std"] * noise)
 
     def decode(self, latents: jax.Array) -> jax.Array:
         """The decoder's images of latents / s; see `FirstStage`."""
@@ -150,7 +159,15 @@ class VQFirstStage:
 
     def encode(self, images: jax.Array, noise: jax.Array) -> jax.Array:
         """s · z; `noise` is not used, since z is a function of the image. See `FirstStage`."""
-        return self.scale * _encode(self, images)
+        return self.draw(self.posterior(images), noise)
+
+    def posterior(self, images: jax.Array) -> dict[str, jax.Array]:
+        """What `draw` needs of images [B, H, W, C]: `mean`, [B, h, w, c] float32, not scaled."""
+        return {"mean": _encode(self, images)}
+
+    def draw(self, posterior: Mapping[str, jax.Array], noise: jax.Array) -> jax.Array:
+        """The latents that `encode` gives of images with this `posterior`."""
+        return self.scale * posterior["mean"]
 
     def decode(self, latents: jax.Array) -> jax.Array:
         """The decoder's images of latents / s, rounded to the codebook; see `FirstStage`."""

@@ -40,3 +40,9 @@ def any_process(flag: bool) -> bool:
     if jax.process_count() == 1:
         return flag
     return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
+
+
+def wait_for_all(place: str) -> None:
+    """Returns when every process has called it; `place` is the name of the place in the program."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(place)

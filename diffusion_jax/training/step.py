@@ -9,6 +9,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from diffusion_jax import keys
+from diffusion_jax.data.latents import MIRRORED, MOMENTS
 from diffusion_jax.training.ema import ema_update
 from diffusion_jax.training.state import TrainState
 from diffusion_jax.training.system import System
@@ -20,12 +21,16 @@ Metrics = dict[str, jax.Array]
 
 
 def prepare(system: System, first_stage: Any, batch: Batch, step: jax.Array, index: jax.Array) -> jax.Array:
-    """Turns uint8 images into what the backbone is trained on.
+    """Turns uint8 images, or what a cache holds of them, into what the backbone is trained on.
+
+    A cache gives the latents that its images would give: the same draws choose the image or its mirror, and the point
+    of the posterior.
 
     Args:
       system: the run's parts.
       first_stage: the autoencoder, or the identity.
-      batch: `image` uint8 [B, H, W, C].
+      batch: `image` uint8 [B, H, W, C]; or, of a cache, `mean` [B, h, w, c] and whatever else the first stage's
+        `draw` needs, and with `data.flip` each also as `mirrored_NAME`.
       step: the training step.
       index: [B] rows of the global batch.
 
@@ -33,12 +38,17 @@ def prepare(system: System, first_stage: Any, batch: Batch, step: jax.Array, ind
       Latents [B, h, w, c] float32: flipped at random if the config says so, scaled to [−1, 1], encoded.
     """
     seed = system.train.seed
-    images = batch["image"].astype(jnp.float32) / 127.5 - 1
+    flip = keys.uniform(keys.purpose_key(seed, "flip", step), index)[:, None, None, None] < 0.5  # [B, 1, 1, 1]
+    noise = keys.normal(keys.purpose_key(seed, "posterior", step), index, system.latent_shape)  # [B, h, w, c]
+    if "image" in batch:
+        images = batch["image"].astype(jnp.float32) / 127.5 - 1  # [B, H, W, C]
+        if system.data.flip:
+            images = jnp.where(flip, images[:, :, ::-1], images)
+        return first_stage.encode(images, noise)
+    posterior = {name: batch[name] for name in MOMENTS if name in batch}
     if system.data.flip:
-        flip = keys.uniform(keys.purpose_key(seed, "flip", step), index) < 0.5
-        images = jnp.where(flip[:, None, None, None], images[:, :, ::-1], images)
-    noise = keys.normal(keys.purpose_key(seed, "posterior", step), index, system.latent_shape)
-    return first_stage.encode(images, noise)
+        posterior = {name: jnp.where(flip, batch[MIRRORED + name], value) for name, value in posterior.items()}
+    return first_stage.draw({name: value.astype(jnp.float32) for name, value in posterior.items()}, noise)
 
 
 def make_train_step(

@@ -11,8 +11,9 @@ import ml_collections
 from flax import nnx
 
 from diffusion_jax import keys
+from diffusion_jax.autoencoding.fingerprint import check_encoder
 from diffusion_jax.config import Schema
-from diffusion_jax.data import DataConfig, Source
+from diffusion_jax.data import DataConfig, LatentCache, Source
 from diffusion_jax.diffusion.guidance import ClassifierFreeGuidance
 from diffusion_jax.diffusion.importance_sampling import LossHistory, LossSecondMoment
 from diffusion_jax.diffusion.losses import LOSSES, ClassificationLoss, LearnedUncertainty, RepresentationAlignment
@@ -176,15 +177,18 @@ class DatasetFacts:
       num_classes: number of classes K.
       class_names: their names, by label.
       identity: the data set, its split and transform in one line.
+      encoder: fingerprint of the autoencoder that made the latents of a cache; None where the data are images.
     """
 
     num_classes: int
     class_names: tuple[str, ...]
     identity: str
+    encoder: str | None = None
 
     @classmethod
     def of(cls, source: Source) -> "DatasetFacts":
-        return cls(source.num_classes, tuple(source.class_names), source.identity)
+        encoder = source.encoder if isinstance(source, LatentCache) else None
+        return cls(source.num_classes, tuple(source.class_names), source.identity, encoder)
 
 
 class System:
@@ -309,8 +313,15 @@ class System:
         )
 
     def load_first_stage(self) -> Any:
-        """The first stage with its weights, ready to be an argument of compiled functions."""
-        return self.first_stage.build(load_first_stage, self.train.seed)
+        """The first stage with its weights, ready to be an argument of compiled functions.
+
+        Raises:
+          UserError: weights that cannot be read, or others than those that made the latents of a cache.
+        """
+        first_stage = self.first_stage.build(load_first_stage, self.train.seed)
+        if self.facts.encoder is not None:
+            check_encoder(first_stage, self.data.image_size, self.facts.encoder, self.data.name)
+        return first_stage
 
     def training_loss(
         self,

@@ -1,0 +1,211 @@
+"""Latents on disk: the posterior moments of each image and of its mirror image, in ArrayRecord files.
+
+A cache is a folder with `metadata.json` (`CacheMetadata`), shards `latents-00003-of-00010.array_record` of `shard_size`
+records each, the last one shorter, and beside each shard its latent statistics as JSON. A record is the bytes of one
+element of `CacheMetadata.record_dtype`.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax.data.sources import Record
+from diffusion_jax.errors import UserError
+from diffusion_jax.files import write_atomically
+
+METADATA = "metadata.json"
+
+MOMENTS = ("mean", "std")
+"""What a record may hold of a posterior; a first stage without noise has a mean alone."""
+
+MIRRORED = "mirrored_"
+"""Begins the names of the moments of the mirror image."""
+
+# What a `DataConfig` says of the images themselves.
+SETTINGS = ("image_size", "channels", "split", "exif_orientation", "crop")
+
+FORMAT = 1
+
+
+def image_settings(config: Any) -> dict[str, Any]:
+    """The settings of a `DataConfig` that decide which images there are and what they look like."""
+    return {key: getattr(config, key) for key in SETTINGS}
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheMetadata:
+    """What a cache holds.
+
+    Attributes:
+      images: identity of the source that was encoded.
+      settings: its `image_settings`.
+      num_classes: number of classes.
+      class_names: their names, by label.
+      image_shape: (H, W, C) of the images.
+      autoencoder: the autoencoder, for people: its name and weights.
+      encoder: its fingerprint.
+      moments: which of `MOMENTS` there are.
+      latent_shape: (h, w, c) of each.
+      dtype: of the moments: "float32", "float16" or "bfloat16".
+      records: number of records, one for each of the source, in its order.
+      shard_size: records in a shard.
+      shard_bytes: sizes of the shards; empty while the cache is being written.
+      statistics: JSON of the `LatentStatistics` of latents drawn from all images and mirror images, not scaled; None
+        while the cache is being written.
+      format: version of this layout.
+    """
+
+    images: str
+    settings: Mapping[str, Any]
+    num_classes: int
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    autoencoder: str
+    encoder: str
+    moments: tuple[str, ...]
+    latent_shape: tuple[int, int, int]
+    dtype: str
+    records: int
+    shard_size: int
+    shard_bytes: tuple[int, ...] = ()
+    statistics: Mapping[str, Any] | None = None
+    format: int = FORMAT
+
+    @property
+    def shards(self) -> int:
+        """Number of shards."""
+        return -(-self.records // self.shard_size)
+
+    @property
+    def record_dtype(self) -> np.dtype:
+        """The structure of a record: moments, mirrored moments, `label` int32 and `source_id` int64.
+
+        `source_id` is the number of the image in its source, which differs from that of the record where the source
+        replaced an unreadable image.
+        """
+        moments = [prefix + name for prefix in ("", MIRRORED) for name in self.moments]
+        arrays = [(name, jnp.dtype(self.dtype), self.latent_shape) for name in moments]
+        return np.dtype([*arrays, ("label", "<i4"), ("source_id", "<i8")])
+
+    def shard_name(self, shard: int) -> str:
+        """The file name of a shard."""
+        return f"latents-{shard:05}-of-{self.shards:05}.array_record"
+
+    def shard_records(self, shard: int) -> range:
+        """The records of a shard."""
+        return range(self.records)[shard * self.shard_size : (shard + 1) * self.shard_size]
+
+    def write(self, folder: pathlib.Path) -> None:
+        """Writes `metadata.json` into a folder."""
+        write_atomically(folder / METADATA, (json.dumps(dataclasses.asdict(self), indent=2) + "\n").encode())
+
+    @classmethod
+    def read(cls, folder: pathlib.Path) -> "CacheMetadata | None":
+        """Reads the metadata of a cache; None if the folder has none.
+
+        Raises:
+          UserError: it is damaged, or of another version.
+        """
+        path = folder / METADATA
+        if not path.exists():
+            return None
+        try:
+            values = json.loads(path.read_text())
+            if values["format"] != FORMAT:
+                raise UserError(f"{path} is of format {values['format']}, this version reads {FORMAT}: encode again")
+            lists = ("class_names", "image_shape", "moments", "latent_shape", "shard_bytes")
+            return cls(**{**values, **{key: tuple(values[key]) for key in lists}})
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is damaged ({' '.join(str(error).split())}): encode again") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shard:
+    """A whole file, in the words of array_record's data source, which would otherwise open each to count records."""
+
+    filename: str
+    take: int
+    examples_in_shard: int
+    skip: int = 0
+
+
+class LatentCache:
+    """The records of a finished cache.
+
+    Args:
+      path: its folder; `~` is expanded.
+      settings: `image_settings` of the config that trains from it.
+      mirrored: hand out the moments of mirror images too.
+
+    Raises:
+      UserError: no such cache, an unfinished or incomplete one, or one of other images.
+
+    Attributes:
+      encoder: fingerprint of the autoencoder that made it.
+      metadata: all that is known of it.
+      num_classes: see `Source`, as are `class_names` and `identity`.
+      image_shape: (H, W, C) of the images that were encoded.
+    """
+
+    def __init__(self, path: str, settings: Mapping[str, Any], mirrored: bool):
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+        self._name = f"cache:{path}"
+        folder = pathlib.Path(path).expanduser().absolute()
+        metadata = CacheMetadata.read(folder)
+        if metadata is None:
+            raise UserError(f"data.name={self._name}: no {METADATA} there; diffusion-jax encode writes caches")
+        if metadata.statistics is None:
+            raise UserError(f"data.name={self._name}: unfinished; run the diffusion-jax encode that began it again")
+        for key, value in settings.items():
+            if value != metadata.settings[key]:
+                raise UserError(
+                    f"data.{key}={value!r}: {self._name} holds latents of images with data.{key}="
+                    f"{metadata.settings[key]!r}; set that, or encode again"
+                )
+        shards = []
+        for shard, size in enumerate(metadata.shard_bytes):
+            file = folder / metadata.shard_name(shard)
+            if not file.exists() or file.stat().st_size != size:
+                problem = f"has {file.stat().st_size} bytes, not {size}" if file.exists() else "is missing"
+                raise UserError(f"{file} {problem}: copy it again, or run the same diffusion-jax encode again")
+            count = len(metadata.shard_records(shard))
+            shards.append(_Shard(os.fspath(file), count, count))
+        self._records = ArrayRecordDataSource(shards)
+        self._dtype = metadata.record_dtype
+        self._fields = (*metadata.moments, *(MIRRORED + name for name in metadata.moments if mirrored))
+        self.metadata, self.encoder = metadata, metadata.encoder
+        self.num_classes, self.class_names = metadata.num_classes, metadata.class_names
+        self.image_shape = metadata.image_shape
+        self.identity = f"cache encoder={metadata.encoder} dtype={metadata.dtype} of {metadata.images}"
+
+    def __len__(self) -> int:
+        return self.metadata.records
+
+    def __getitem__(self, index: int) -> Record:
+        """Record `index`, 0 ≤ index < len(self).
+
+        Returns:
+          `mean` and, unless the first stage has none, `std`, [h, w, c] of the cache's dtype; if `mirrored`, also
+          `mirrored_mean` and `mirrored_std`; `label`, int32 scalar.
+        """
+        record = self.read(index)
+        return {**{name: record[name] for name in self._fields}, "label": record["label"]}
+
+    def read(self, index: int) -> np.void:
+        """All of record `index`, one element of `CacheMetadata.record_dtype`.
+
+        Raises:
+          UserError: it is damaged.
+        """
+        try:
+            return np.frombuffer(self._records[index], self._dtype)[0]
+        except (RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"record {index} of {self._name} is damaged ({reason}): encode again") from error

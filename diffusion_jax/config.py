@@ -51,7 +51,24 @@ def load_config(file: str, overrides: Sequence[str], schema: Schema) -> config_d
     Raises:
       UserError: the file is missing or has no `get_config`; unknown section, key, name or variant; wrong type.
     """
-    return override(_read(file).to_dict(), overrides, schema)
+    return override(read_config(file), overrides, schema)
+
+
+def read_config(file: str) -> dict[str, Any]:
+    """Runs a config file: section name to what it sets there, not yet checked; see `load_config`."""
+    path = file.partition(":")[0]
+    if not os.path.isfile(path):
+        raise UserError(f"--config {file}: there is no file {path}; configs are Python files such as configs/digits.py")
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=[path])
+    try:
+        values([path, f"--config={file}"])
+        config = values.config
+    except (SyntaxError, AttributeError) as error:
+        raise UserError(f"--config {file}: {type(error).__name__}: {error}") from None
+    if not isinstance(config, config_dict.ConfigDict):
+        raise UserError(f"--config {file}: get_config returned {type(config).__name__}, not a ConfigDict")
+    return config.to_dict()
 
 
 def override(config: Mapping[str, Any], overrides: Sequence[str], schema: Schema) -> config_dict.ConfigDict:
@@ -122,22 +139,6 @@ def differences(old: config_dict.ConfigDict, new: config_dict.ConfigDict) -> dic
     keys = {(section, key) for config in (old, new) for section in config for key in config[section]}
     pairs = {f"{s}.{k}": (old.get(s, {}).get(k), new.get(s, {}).get(k)) for s, k in sorted(keys)}
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
-
-
-def _read(file: str) -> config_dict.ConfigDict:
-    path = file.partition(":")[0]
-    if not os.path.isfile(path):
-        raise UserError(f"--config {file}: there is no file {path}; configs are Python files such as configs/digits.py")
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=[path])
-    try:
-        values([path, f"--config={file}"])
-        config = values.config
-    except (SyntaxError, AttributeError) as error:
-        raise UserError(f"--config {file}: {type(error).__name__}: {error}") from None
-    if not isinstance(config, config_dict.ConfigDict):
-        raise UserError(f"--config {file}: get_config returned {type(config).__name__}, not a ConfigDict")
-    return config
 
 
 def _joined(overrides: Sequence[str]) -> list[str]:

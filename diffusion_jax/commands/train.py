@@ -4,6 +4,11 @@
     diffusion-jax train --config configs/imagenet256_dit.py:L/2 --workdir runs/dit_l2 \\
         --config.data.name=folder:/data/imagenet --config.train.batch_size=512
 
+    diffusion-jax train --config configs/autoencoder_kl_f8.py --workdir runs/kl_f8 --config.lpips.weights=...
+
+A config with a section `discriminator` trains the autoencoder of latent diffusion, any other a diffusion model, which
+then takes the run's folder as its `autoencoder.weights`.
+
 The word behind the colon is the config's variant; every config has a variant `smoke` that runs anywhere in seconds.
 Any key of the config can be overridden with --config.SECTION.KEY=VALUE; --print-config shows them all. The same
 command resumes a run from its newest checkpoint, whether it was stopped by a signal, killed or finished.
@@ -32,12 +37,12 @@ def define_flags(values: flags.FlagValues) -> None:
 def run(values: flags.FlagValues) -> None:
     """Runs the command."""
     start_process(values)
-    from diffusion_jax.config import load_config, to_json
+    from diffusion_jax.config import override, read_config, to_json
     from diffusion_jax.errors import UserError
-    from diffusion_jax.training.loop import train
-    from diffusion_jax.training.system import SCHEMA
+    from diffusion_jax.training.loop import stage_of, train
 
-    config = load_config(values.config, values.overrides, SCHEMA)
+    written = read_config(values.config)
+    config = override(written, values.overrides, stage_of(written).schema)
     if values.print_config:
         print(to_json(config))
         return

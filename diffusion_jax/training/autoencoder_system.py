@@ -59,6 +59,28 @@ class LPIPSConfig:
     dtype: DTypeName = "float32"
 
 
+@dataclasses.dataclass(frozen=True)
+class ReconstructionConfig:
+    """The `evaluate` section: what a first stage in training is judged on.
+
+    Attributes:
+      split: the split of the data whose images are reconstructed; None takes `data.split`.
+      num: images of that split to measure, and training images whose latents are measured for every checkpoint.
+      batch_size: images that each device reconstructs at once.
+      grid: images in the pictures drawn during training, at most `num`.
+    """
+
+    split: str | None = None
+    num: int = 1024
+    batch_size: int = 16
+    grid: int = 20
+
+    def __post_init__(self) -> None:
+        for field in ("num", "batch_size", "grid"):
+            if getattr(self, field) < 1:
+                raise UserError(f"evaluate.{field}={getattr(self, field)}: must be at least 1")
+
+
 AUTOENCODER_SCHEMA: Schema = {
     "data": Section(DataConfig),
     "autoencoder": Section({"kl": KLConfig, "vq": VQConfig}),
@@ -69,6 +91,7 @@ AUTOENCODER_SCHEMA: Schema = {
     "discriminator_optimizer": Section(OPTIMIZERS),
     "ema": Section(EMA_PROFILES, frozenset({"batch_size"})),
     "train": Section(TrainConfig),
+    "evaluate": Section(ReconstructionConfig),
     "mesh": Section(MeshConfig),
 }
 """Every section of a config that trains a first stage."""
@@ -92,6 +115,7 @@ class AutoencoderSystem:
         self.data: DataConfig = self.build("data")
         self.autoencoder: KLConfig | VQConfig = self.build("autoencoder")
         self.lpips: LPIPSConfig = self.build("lpips")
+        self.evaluate: ReconstructionConfig = self.build("evaluate")
         if config.loss.name != config.autoencoder.name:
             raise UserError(
                 f"loss '{config.loss.name}' does not train a '{config.autoencoder.name}' autoencoder: "
@@ -101,6 +125,11 @@ class AutoencoderSystem:
             raise UserError(
                 f"train.microbatches={self.train.microbatches}: the adaptive weight and batch norms are of a whole "
                 "batch, so set 1 and a smaller train.batch_size or more devices"
+            )
+        if self.train.ema_widths:
+            raise UserError(
+                f"train.ema_widths={self.train.ema_widths}: a first stage has the one average of section ema; "
+                "set train.ema_widths=() and train.snapshot_every=None"
             )
         if self.autoencoder.weights not in (None, "random"):
             raise UserError(
@@ -161,9 +190,31 @@ class AutoencoderSystem:
         made = model.autoencoder.decode(latents)  # [B, H, W, C]
         return to_uint8(made), {"psnr": psnr(wanted, made), "ssim": ssim(wanted, made)}
 
-    def train_flops_per_image(self) -> float:
-        """FLOPs of a step for one image, LPIPS left out: two for each multiply-add of the traced step."""
+    def encode(self, model: Generator, images: jax.Array, index: jax.Array) -> jax.Array:
+        """The latents that a diffusion model is to be trained on, before any scale.
+
+        Args:
+          model: the raw weights or their average.
+          images: [B, H, W, C] uint8.
+          index: [B] numbers of the images, which with the seed decide the draws from KL posteriors.
+
+        Returns:
+          [B, h, w, c] float32: draws from the posteriors, or what is not yet quantised.
+        """
+        encoded = model.autoencoder.encode(images.astype(jnp.float32) / 127.5 - 1)
+        if not isinstance(model.autoencoder, AutoencoderKL):
+            return encoded  # [B, h, w, c]
+        noise = keys.normal(keys.purpose_key(self.train.seed, "latent_statistics"), index, self.latent_shape)
+        return encoded.sample(noise)  # [B, h, w, c]
+
+    @cached_property
+    def macs(self) -> int:
+        """Multiply-adds of a step for one image, LPIPS left out, counted from the traced step."""
         size = self.data.image_size
         batch = {"image": jax.ShapeDtypeStruct((1, size, size, self.data.channels), jnp.uint8)}
         state = jax.eval_shape(self.init_state)
-        return 2 * count_macs(lambda state, batch: self.step(state, None, batch), state, batch)
+        return count_macs(lambda state, batch: self.step(state, None, batch), state, batch)
+
+    def train_flops_per_image(self) -> float:
+        """FLOPs of a step for one image, LPIPS left out; a multiply-add is two."""
+        return 2 * self.macs

@@ -4,7 +4,7 @@ import collections
 import pathlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -15,17 +15,16 @@ from diffusion_jax import config as config_lib
 from diffusion_jax.data import Source, batches, open_source
 from diffusion_jax.errors import UserError
 from diffusion_jax.parallel import processes
-from diffusion_jax.parallel.mesh import batch_parts, local_rows, make_mesh, replicated, to_global
+from diffusion_jax.parallel.mesh import batch_parts, local_rows, replicated, to_global
 from diffusion_jax.parallel.peak import peak_flops_per_second
+from diffusion_jax.training.autoencoder_stage import AutoencoderStage
 from diffusion_jax.training.checkpoints import Checkpoints, versions
-from diffusion_jax.training.evaluation import TrainingEvaluation
-from diffusion_jax.training.generation import draw_grid, grid_stream
+from diffusion_jax.training.diffusion_stage import DiffusionStage
 from diffusion_jax.training.metrics import MetricWriter, ProgressLine
-from diffusion_jax.training.setup import abstract_state, new_state, shardings_of
+from diffusion_jax.training.setup import shardings_of
 from diffusion_jax.training.signals import StopRequest
-from diffusion_jax.training.state import TrainState
-from diffusion_jax.training.step import TIME_BUCKETS, make_train_step
-from diffusion_jax.training.system import SCHEMA, DatasetFacts, System
+from diffusion_jax.training.stage import Stage
+from diffusion_jax.training.system import DatasetFacts
 
 # Steps in flight: enough to hide the host's work, few enough that waiting batches take no memory to speak of.
 AHEAD = 2
@@ -40,7 +39,10 @@ IDENTITY_SECTIONS = (
     "loss",
     "timesteps",
     "alignment",
+    "discriminator",
+    "lpips",
     "optimizer",
+    "discriminator_optimizer",
     "ema",
 )
 IDENTITY_KEYS = {
@@ -51,62 +53,66 @@ IDENTITY_KEYS |= {f"train.{key}" for key in ("batch_size", "seed", "ema_widths")
 FREE_KEYS = ("model.remat",)
 
 
+def stage_of(config: Mapping[str, Any]) -> type[DiffusionStage] | type[AutoencoderStage]:
+    """What a config trains: a first stage if it has a section `discriminator`, whatever its name there."""
+    return AutoencoderStage if "discriminator" in config else DiffusionStage
+
+
 def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
-    """Trains a diffusion model, continuing from the newest checkpoint in `workdir` if there is one.
+    """Trains a diffusion model or a first stage, continuing from the newest checkpoint in `workdir` if there is one.
 
     Writes `config.json`, `metrics.jsonl`, `checkpoints/STEP`, `samples/STEP.png` and, where the config asks for them,
     `evaluations/STEP.json`, `best/STEP` and `snapshots/STEP` into `workdir`. SIGTERM and SIGINT
     save and return; the same call then resumes.
 
     Args:
-      config: a complete config.
+      config: a complete config, of the schema of its `stage_of`.
       workdir: the run's folder, made if missing.
 
     Raises:
       UserError: the config does not fit its data, mesh or the run already in `workdir`; the loss is not finite.
     """
-    source = open_source(SCHEMA["data"].build("data", config.data))
-    system = System(config, DatasetFacts.of(source))
-    mesh = make_mesh(system.build("mesh"))
-    rows = local_rows(mesh, system.train.batch_size)
-    if (system.train.batch_size // system.train.microbatches) % batch_parts(mesh):
+    kind = stage_of(config)
+    source = open_source(kind.schema["data"].build("data", config.data))
+    stage: Stage = kind(config, DatasetFacts.of(source))
+    settings, mesh = stage.train, stage.mesh
+    rows = local_rows(mesh, settings.batch_size)
+    if (settings.batch_size // settings.microbatches) % batch_parts(mesh):
         raise UserError(
-            f"train.microbatches={system.train.microbatches} cuts train.batch_size={system.train.batch_size} into "
+            f"train.microbatches={settings.microbatches} cuts train.batch_size={settings.batch_size} into "
             f"parts that do not divide over {batch_parts(mesh)} batch shards (mesh data × fsdp)"
         )
-    optimizer, learning_rate = system.build("optimizer")
-    abstract = abstract_state(system, optimizer, mesh)
+    abstract = stage.abstract_state()
 
     workdir.mkdir(parents=True, exist_ok=True)
-    checkpoints = Checkpoints(workdir, keep=system.train.keep, keep_every=system.train.keep_every)
+    checkpoints = Checkpoints(workdir, keep=settings.keep, keep_every=settings.keep_every)
     if checkpoints.steps():
         step = checkpoints.choose("latest")
         check_same_run(config, checkpoints.metadata(step)["config"], workdir)
-        state = TrainState(**checkpoints.read(step, abstract._asdict()))
+        state = type(abstract)(**checkpoints.read(step, abstract._asdict()))
     else:
         step = 0
-        state = new_state(system, optimizer, abstract)
+        state = stage.new_state(abstract)
     metadata = {
         "config": config.to_dict(),
         "versions": versions(),
-        "data": {**vars(system.facts), "class_names": list(system.facts.class_names)},
+        "data": {**vars(stage.facts), "class_names": list(stage.facts.class_names)},
     }
     if processes.is_main():
         (workdir / "config.json").write_text(config_lib.to_json(config) + "\n")
         parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract.model))
         print(
-            f"{'resuming at' if step else 'starting at'} step {step} of {system.train.steps}: "
+            f"{'resuming at' if step else 'starting at'} step {step} of {settings.steps}: "
             f"{parameters:,} parameters, {len(source):,} images, mesh {dict(mesh.shape)}",
             file=sys.stderr,
         )
-    first_stage = jax.device_put(system.load_first_stage(), replicated(mesh))
+    frozen = jax.device_put(stage.load_frozen(), replicated(mesh))
     step_function = jax.jit(
-        make_train_step(system, optimizer, mesh),
+        stage.make_step(),
         donate_argnums=0,
         out_shardings=(shardings_of(abstract), replicated(mesh)),
     )
-    loop = Loop(system, mesh, checkpoints, metadata, workdir, learning_rate)
-    loop.run(state, step, step_function, first_stage, source, rows)
+    Loop(stage, checkpoints, metadata, workdir).run(state, step, step_function, frozen, source, rows)
 
 
 def check_same_run(config: ml_collections.ConfigDict, stored: dict[str, Any], workdir: pathlib.Path) -> None:
@@ -115,7 +121,10 @@ def check_same_run(config: ml_collections.ConfigDict, stored: dict[str, Any], wo
     Raises:
       UserError: names the first key that differs.
     """
-    old = config_lib.complete(stored, SCHEMA)
+    if stage_of(stored) is not stage_of(config):
+        kept, wanted = ("a diffusion model", "a first stage")[:: 1 if stage_of(stored) is DiffusionStage else -1]
+        raise UserError(f"{workdir} holds a run that trains {kept}, not {wanted}: use another --workdir")
+    old = config_lib.complete(stored, stage_of(config).schema)
     for key, (before, now) in config_lib.differences(old, config).items():
         decisive = key.partition(".")[0] in IDENTITY_SECTIONS or key in IDENTITY_KEYS
         if decisive and key not in FREE_KEYS:
@@ -129,35 +138,24 @@ class Loop:
     """The part of a run that repeats.
 
     Args:
-      system: the run's parts.
-      mesh: the mesh.
+      stage: what is trained.
       checkpoints: where to save.
       metadata: what to save beside the state.
       workdir: the run's folder.
-      learning_rate: of a step.
     """
 
-    def __init__(
-        self,
-        system: System,
-        mesh: jax.sharding.Mesh,
-        checkpoints: Checkpoints,
-        metadata: dict[str, Any],
-        workdir: pathlib.Path,
-        learning_rate: Callable[[int], jax.Array],
-    ):
-        self.system, self.mesh, self.checkpoints = system, mesh, checkpoints
-        self.metadata, self.workdir, self.learning_rate = metadata, workdir, learning_rate
+    def __init__(self, stage: Stage, checkpoints: Checkpoints, metadata: dict[str, Any], workdir: pathlib.Path):
+        self.stage, self.checkpoints, self.metadata, self.workdir = stage, checkpoints, metadata, workdir
         self.saved: int | None = None
-        self.snapshots = Checkpoints(workdir, folder="snapshots") if system.train.ema_widths else None
-        self.stream = grid_stream(system, mesh) if system.train.sample_every else None
-        self.evaluation = TrainingEvaluation(system, mesh, workdir) if system.train.eval_every else None
+        self.snapshots = Checkpoints(workdir, folder="snapshots") if stage.train.ema_widths else None
+        self.draw = stage.drawing() if stage.train.sample_every else None
+        self.evaluation = stage.evaluation(workdir) if stage.train.eval_every else None
 
     def run(
-        self, state: TrainState, step: int, step_function: Callable, first_stage: Any, source: Source, rows: np.ndarray
+        self, state: Any, step: int, step_function: Callable, frozen: Any, source: Source, rows: np.ndarray
     ) -> None:
         """Steps from `step` to the end of the run, or until a signal."""
-        train, data = self.system.train, self.system.data
+        train, data, mesh = self.stage.train, self.stage.data, self.stage.mesh
         self.saved = step if self.checkpoints.steps() else None
         main = processes.is_main()
         writer = MetricWriter(self.workdir, step) if main else None
@@ -181,10 +179,10 @@ class Loop:
                 while step < train.steps:
                     batch = next(reader)
                     bad_images += int(batch.pop("bad_images"))
-                    sharded = to_global(self.mesh, train.batch_size, batch)
+                    sharded = to_global(mesh, train.batch_size, batch)
                     # Around the step alone: what scores samples computes on devices of its own choice.
-                    with jax.set_mesh(self.mesh):
-                        state, metrics = step_function(state, first_stage, sharded)
+                    with jax.set_mesh(mesh):
+                        state, metrics = step_function(state, frozen, sharded)
                     step += 1
                     if step == start + 1:
                         clock = time.perf_counter()  # speed is counted without the compilation
@@ -209,21 +207,18 @@ class Loop:
                         scalars |= self.speed(seconds) | {"bad_images": bad_images}
                         line.report(step, scalars["loss"], scalars["images_per_second"], seconds)
                         if self.evaluation and evaluating:
-                            scalars |= self.evaluation(state, step, first_stage, self.metadata)
+                            scalars |= self.evaluation(state, step, frozen, self.metadata)
                         if writer:
                             writer.write(step, scalars)
                         pending = []
                     if saving or stopping:
-                        self.checkpoints.save(step, state._asdict(), self.metadata)
+                        self.checkpoints.save(step, state._asdict(), self.metadata | self.stage.measured(state))
                         self.saved = step
                     if self.snapshots and train.snapshot_every and (last or step % train.snapshot_every == 0):
                         tracks = dict(zip(map(str, train.ema_widths), state.tracks, strict=True))
                         self.snapshots.save(step, tracks, self.metadata)
-                    if train.sample_every and self.stream and (last or step % train.sample_every == 0):
-                        params = state.ema if self.system.sample.params == "ema" else state.model
-                        draw_grid(
-                            self.system, self.stream, params, first_stage, self.workdir / f"samples/{step:08}.png"
-                        )
+                    if self.draw and train.sample_every and (last or step % train.sample_every == 0):
+                        self.draw(state, frozen, self.workdir / f"samples/{step:08}.png")
                     if stopping:
                         if main:
                             print(
@@ -260,22 +255,12 @@ class Loop:
                 )
 
     def summarise(self, pending: list[dict[str, jax.Array]], step: int) -> dict[str, float]:
-        """Averages the metrics of the steps since the last report."""
-        fetched = jax.device_get(pending)
-        scalars = {
-            name: float(np.mean([metrics[name] for metrics in fetched]))
-            for name in fetched[0]
-            if name not in ("loss_sum", "count")
-        }
-        loss_sum, count = (np.sum([metrics[name] for metrics in fetched], axis=0) for name in ("loss_sum", "count"))
-        for i in range(TIME_BUCKETS):
-            if count[i]:
-                low, high = i / TIME_BUCKETS, (i + 1) / TIME_BUCKETS
-                scalars[f"loss_t_{low:.2f}_{high:.2f}"] = float(loss_sum[i] / count[i])
-        return {**scalars, "learning_rate": float(self.learning_rate(step - 1))}
+        """Scalars for the log, from the metrics of the steps since the last report."""
+        scalars = self.stage.summarise(jax.device_get(pending))
+        return {**scalars, "learning_rate": float(self.stage.learning_rate(step - 1))}
 
     def speed(self, seconds_per_step: float) -> dict[str, float]:
-        """Images per second, and the share of the devices' peak that the backbone's counted FLOPs make up."""
-        images_per_second = self.system.train.batch_size / seconds_per_step
-        mfu = images_per_second * self.system.train_flops_per_image() / peak_flops_per_second()[0]
+        """Images per second, and the share of the devices' peak that the counted FLOPs make up."""
+        images_per_second = self.stage.train.batch_size / seconds_per_step
+        mfu = images_per_second * self.stage.flops_per_image() / peak_flops_per_second()[0]
         return {"images_per_second": images_per_second, "seconds_per_step": seconds_per_step, "mfu": mfu}

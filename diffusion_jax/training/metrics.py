@@ -5,8 +5,10 @@ import json
 import pathlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
 from rich import progress
 
 from diffusion_jax.files import write_atomically
@@ -45,6 +47,11 @@ class MetricWriter:
         self.file.close()
         if self.tensorboard:
             self.tensorboard.close()
+
+
+def averages(metrics: Sequence[Mapping[str, Any]], without: Sequence[str] = ()) -> dict[str, float]:
+    """The mean of each metric over some steps, except of those named in `without`."""
+    return {name: float(np.mean([each[name] for each in metrics])) for name in metrics[0] if name not in without}
 
 
 def _step(line: str) -> float:

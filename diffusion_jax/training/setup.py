@@ -1,15 +1,18 @@
 """Making the state of a run: shapes first, then arrays born on their shards, new or from a checkpoint."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from diffusion_jax.parallel.partition import make_shardings
+from diffusion_jax.parallel.partition import PartitionRules, make_shardings
 from diffusion_jax.training.state import TrainState
 from diffusion_jax.training.system import System
+
+State = TypeVar("State")
 
 
 def init_state(system: System, optimizer: optax.GradientTransformation) -> TrainState:
@@ -31,8 +34,13 @@ def init_state(system: System, optimizer: optax.GradientTransformation) -> Train
 
 def abstract_state(system: System, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """The state with a sharded `jax.ShapeDtypeStruct` for each array, by the partition rules of the backbone."""
-    state = jax.eval_shape(lambda: init_state(system, optimizer))
-    shardings = make_shardings(state, system.partition_rules, mesh)
+    return sharded_shapes(lambda: init_state(system, optimizer), system.partition_rules, mesh)
+
+
+def sharded_shapes(init: Callable[[], State], rules: PartitionRules, mesh: Mesh) -> State:
+    """What `init` would make, with a sharded `jax.ShapeDtypeStruct` for each array."""
+    state = jax.eval_shape(init)
+    shardings = make_shardings(state, rules, mesh)
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state, shardings
     )
@@ -45,4 +53,9 @@ def shardings_of(abstract: Any) -> Any:
 
 def new_state(system: System, optimizer: optax.GradientTransformation, abstract: TrainState) -> TrainState:
     """The state before the first step, each array created on the devices that hold its shards."""
-    return jax.jit(lambda: init_state(system, optimizer), out_shardings=shardings_of(abstract))()
+    return born(lambda: init_state(system, optimizer), abstract)
+
+
+def born(init: Callable[[], State], abstract: State) -> State:
+    """What `init` makes, each array created on the devices that hold its shards."""
+    return jax.jit(init, out_shardings=shardings_of(abstract))()

@@ -1,0 +1,103 @@
+"""First stages as the training loop sees them."""
+
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import ml_collections
+
+from diffusion_jax.config import Schema
+from diffusion_jax.models.lpips import LPIPS
+from diffusion_jax.parallel.mesh import make_mesh
+from diffusion_jax.training.autoencoder_step import AutoencoderState
+from diffusion_jax.training.autoencoder_system import AUTOENCODER_SCHEMA, AutoencoderSystem
+from diffusion_jax.training.metrics import averages
+from diffusion_jax.training.reconstruction import Reconstructions
+from diffusion_jax.training.setup import born, sharded_shapes
+from diffusion_jax.training.stage import Draw
+from diffusion_jax.training.system import DatasetFacts
+
+LATENTS = "latents"
+"""The entry of a checkpoint's metadata that holds the `LatentStatistics`."""
+
+
+class AutoencoderStage:
+    """A `Stage` that trains an autoencoder, with a discriminator or without; its frozen network is LPIPS.
+
+    Args:
+      config: a complete config.
+      facts: what is known of the data.
+
+    Raises:
+      UserError: parts that do not fit together or the mesh, or values out of range.
+    """
+
+    schema: Schema = AUTOENCODER_SCHEMA
+
+    def __init__(self, config: ml_collections.ConfigDict, facts: DatasetFacts):
+        self.system = AutoencoderSystem(config, facts)
+        self.train, self.data, self.facts = self.system.train, self.system.data, facts
+        self.mesh = make_mesh(self.system.build("mesh"))
+        self.learning_rate = self.system.learning_rate
+
+    @cached_property
+    def reconstructions(self) -> Reconstructions:
+        """The images that it is judged on."""
+        return Reconstructions(self.system, self.mesh)
+
+    def abstract_state(self) -> AutoencoderState:
+        """See `Stage`; every device holds all of both networks."""
+        return sharded_shapes(self.system.init_state, (), self.mesh)
+
+    def new_state(self, abstract: AutoencoderState) -> AutoencoderState:
+        """See `Stage`."""
+        return born(self.system.init_state, abstract)
+
+    def load_frozen(self) -> LPIPS | None:
+        """See `Stage`."""
+        return self.system.load_lpips()
+
+    def make_step(self) -> Callable[..., Any]:
+        """See `Stage`."""
+        return self.system.step
+
+    def summarise(self, metrics: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """The means of the metrics."""
+        return averages(metrics)
+
+    def flops_per_image(self) -> float:
+        """See `Stage`."""
+        return self.system.train_flops_per_image()
+
+    def drawing(self) -> Draw:
+        """Draws images and below each its reconstruction by the averaged weights."""
+        return lambda state, lpips, path: self.reconstructions.draw(state.ema, path)
+
+    def evaluation(self, workdir: pathlib.Path) -> "ReconstructionQuality":
+        """See `Stage`."""
+        return ReconstructionQuality(self.reconstructions)
+
+    def measured(self, state: AutoencoderState) -> dict[str, Any]:
+        """The statistics of the latents that the averaged weights make of training images."""
+        return {LATENTS: self.reconstructions.latent_statistics(state.ema).to_json()}
+
+
+class ReconstructionQuality:
+    """How well the averaged weights reconstruct, as `eval/psnr` in dB and `eval/ssim`.
+
+    Args:
+      reconstructions: the images.
+    """
+
+    def __init__(self, reconstructions: Reconstructions):
+        self.reconstructions = reconstructions
+
+    def __call__(
+        self, state: AutoencoderState, step: int, lpips: LPIPS | None, metadata: dict[str, Any]
+    ) -> dict[str, float]:
+        """Measures; see `stage.Evaluation`."""
+        return {f"eval/{name}": value for name, value in self.reconstructions.quality(state.ema).items()}
+
+    def close(self) -> None:
+        """Nothing is being written."""

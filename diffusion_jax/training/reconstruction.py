@@ -1,0 +1,111 @@
+"""What a first stage in training makes of images that it is judged on."""
+
+import dataclasses
+import itertools
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from diffusion_jax.autoencoding.objective import Generator
+from diffusion_jax.autoencoding.statistics import LatentStatistics, measure
+from diffusion_jax.data import Source, batches, open_source
+from diffusion_jax.parallel import processes
+from diffusion_jax.parallel.mesh import batch_parts, local_rows, replicated, to_global
+from diffusion_jax.pictures import grid, save
+from diffusion_jax.training.autoencoder_system import AutoencoderSystem
+
+COLUMNS = 10
+
+
+class Reconstructions:
+    """Reads the images that the section `evaluate` asks for, always the same, and puts them through an autoencoder.
+
+    All processes must call together, and all get the same results.
+
+    Args:
+      system: the run's parts.
+      mesh: the mesh; each batch is split over its batch axes.
+
+    Raises:
+      UserError: the data has no such split.
+    """
+
+    def __init__(self, system: AutoencoderSystem, mesh: Mesh):
+        self.system, self.mesh, self.config = system, mesh, system.evaluate
+        parts = batch_parts(mesh)
+        self.batch_size = parts * min(self.config.batch_size, -(-self.config.num // parts))
+        self.source = open_source(dataclasses.replace(system.data, split=self.config.split or system.data.split))
+        self._reconstruct = jax.jit(system.reconstruct, out_shardings=replicated(mesh))
+        self._encode = jax.jit(system.encode, out_shardings=replicated(mesh))
+
+    def quality(self, model: Generator) -> dict[str, float]:
+        """The mean `psnr` (dB) and `ssim` of `evaluate.num` images, rounded up to whole batches."""
+        results = [quality for _, _, quality in self._reconstructed(model, self.config.num)]
+        return {name: float(np.mean([each[name] for each in results])) for name in results[0]}
+
+    def draw(self, model: Generator, path: pathlib.Path) -> None:
+        """Writes a PNG of `evaluate.grid` images, each above its reconstruction, which is captioned with its PSNR."""
+        parts = zip(*self._reconstructed(model, self.config.grid), strict=True)
+        originals, made, quality = (list(part) for part in parts)
+        images, copies = (np.concatenate(part)[: self.config.grid] for part in (originals, made))
+        psnr = np.concatenate([each["psnr"] for each in quality])
+        if processes.is_main():
+            columns = min(COLUMNS, len(images))
+            tiles, captions = [], []
+            for first in range(0, len(images), columns):
+                row = slice(first, first + columns)
+                missing = columns - len(images[row])
+                blank = np.full((missing, *images.shape[1:]), 255, np.uint8)
+                tiles += [images[row], blank, copies[row], blank]
+                captions += [""] * columns
+                captions += [f"{value:.1f} dB" for value in psnr[: len(images)][row]] + [""] * missing
+            save(grid(np.concatenate(tiles), captions, columns), path)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("reconstructions")
+
+    def latent_statistics(self, model: Generator) -> LatentStatistics:
+        """The statistics of the latents of `evaluate.num` training images, rounded up to whole batches."""
+        source = open_source(self.system.data)
+
+        def latents() -> Iterator[jax.Array]:
+            for number, batch in enumerate(self._batches(source, self.config.num)):
+                index = np.arange(number * self.batch_size, (number + 1) * self.batch_size)
+                yield self._local(self._encode, model, batch["image"], index)
+
+        return measure(latents())
+
+    def _reconstructed(
+        self, model: Generator, num: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]]:
+        """Yields originals and reconstructions [B, H, W, C] uint8 and the quality [B] of these, at least `num`."""
+        replicate = jax.jit(lambda images: images, out_shardings=replicated(self.mesh))
+        for batch in self._batches(self.source, num):
+            made, quality = self._local(self._reconstruct, model, batch["image"])
+            yield self._local(replicate, batch["image"]), made, quality
+
+    def _local(self, function: Callable, *arguments: Any) -> Any:
+        """The result of a compiled function whose outputs every device holds, as NumPy arrays."""
+        with jax.set_mesh(self.mesh):
+            result = function(*arguments)
+        return jax.tree.map(lambda array: np.asarray(array.addressable_data(0)), result)
+
+    def _batches(self, source: Source, num: int) -> Iterator[dict[str, jax.Array]]:
+        """Batches of at least `num` images in an order that the run's seed gives, spread over the mesh."""
+        rows = local_rows(self.mesh, self.batch_size)
+        reader = batches(
+            source,
+            seed=self.system.train.seed,
+            batch_size=self.batch_size,
+            rows=rows.tolist(),
+            num_threads=min(self.system.data.num_threads, len(rows)),
+        )
+        try:
+            for batch in itertools.islice(reader, -(-num // self.batch_size)):
+                yield to_global(self.mesh, self.batch_size, {"image": batch["image"]})
+        finally:
+            reader.close()

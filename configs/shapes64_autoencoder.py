@@ -58,7 +58,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
     }
     if "smoke" in words:
         config["data"] |= {"name": "shapes:images=64", "image_size": 16}
-        config["autoencoder"] |= {"ch": 8, "ch_mult": (1, 1, 1), "norm_groups": 4}
+        config["autoencoder"] |= {"ch": 8, "ch_mult": (1, 2), "norm_groups": 4}
         config["train"] |= {"steps": 2, "batch_size": 8, "log_every": 1, "sample_every": 2, "eval_every": 2}
         config["evaluate"] |= {"num": 8, "batch_size": 1, "grid": 8}
     return ConfigDict(config)

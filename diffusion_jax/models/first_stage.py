@@ -184,7 +184,8 @@ class ArchitectureConfig(abc.ABC):
     """Where an autoencoder's weights come from, and arguments of `Autoencoder` that replace those of a preset.
 
     Attributes:
-      weights: file or folder to read the weights from, or "random" for an untrained autoencoder (smoke runs).
+      weights: file or folder to read the weights from, or "random" for an untrained autoencoder (smoke runs). The
+        folder of a run that trained an autoencoder also decides the architecture, and the scale where none is set.
       tile: latents with more cells than this along a side are encoded and decoded in tiles of this size, which bounds
         memory and blurs norms and attentions at the seams; None never does. LDM takes 128.
       tile_stride: distance between tiles; None takes half of `tile`.
@@ -231,7 +232,7 @@ class ArchitectureConfig(abc.ABC):
 
         Args:
           load_weights: fills the abstract first stage from the file or folder `weights`; this package's reader is
-            `diffusion_jax.interop.autoencoder.load_first_stage`.
+            `diffusion_jax.training.first_stage_runs.load_first_stage`.
           seed: seed of the weights when they are "random".
 
         Returns:

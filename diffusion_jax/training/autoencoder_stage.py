@@ -12,14 +12,12 @@ from diffusion_jax.models.lpips import LPIPS
 from diffusion_jax.parallel.mesh import make_mesh
 from diffusion_jax.training.autoencoder_step import AutoencoderState
 from diffusion_jax.training.autoencoder_system import AUTOENCODER_SCHEMA, AutoencoderSystem
+from diffusion_jax.training.first_stage_runs import LATENTS
 from diffusion_jax.training.metrics import averages
 from diffusion_jax.training.reconstruction import Reconstructions
 from diffusion_jax.training.setup import born, sharded_shapes
 from diffusion_jax.training.stage import Draw
 from diffusion_jax.training.system import DatasetFacts
-
-LATENTS = "latents"
-"""The entry of a checkpoint's metadata that holds the `LatentStatistics`."""
 
 
 class AutoencoderStage:

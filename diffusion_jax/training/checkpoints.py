@@ -14,14 +14,15 @@ import orbax.checkpoint as ocp
 
 import diffusion_jax
 from diffusion_jax.errors import UserError
+from diffusion_jax.parallel.partition import path_name
 
 
 class Checkpoints:
     """The checkpoints of one run, under `WORKDIR/checkpoints/STEP`.
 
-    A checkpoint has the fields of `TrainState` as items, which can be read one without the other, and `metadata`. Orbax
-    writes it under a temporary name and renames it when it is whole, so a half-written one is never
-    found.
+    A checkpoint has the fields of `TrainState` as items, which can be read one without the other, and `metadata`. An
+    item is a flat mapping from the names of its arrays ("blocks.attn.qkv.kernel") to the arrays. Orbax writes a
+    checkpoint under a temporary name and renames it when it is whole, so a half-written one is never found.
 
     Args:
       workdir: the run's folder.
@@ -63,7 +64,7 @@ class Checkpoints:
         """
         if step in self.steps():
             return
-        trees = {name: ocp.args.StandardSave({"value": tree}) for name, tree in items.items() if jax.tree.leaves(tree)}
+        trees = {name: ocp.args.StandardSave(_by_name(tree)) for name, tree in items.items() if jax.tree.leaves(tree)}
         self.manager.save(step, args=ocp.args.Composite(**trees, metadata=ocp.args.JsonSave(metadata)))
 
     def choose(self, step: str | int) -> int:
@@ -101,14 +102,14 @@ class Checkpoints:
           UserError: the checkpoint holds another model.
         """
         wanted = {
-            name: ocp.args.StandardRestore({"value": tree}) for name, tree in items.items() if jax.tree.leaves(tree)
+            name: ocp.args.StandardRestore(_by_name(tree)) for name, tree in items.items() if jax.tree.leaves(tree)
         }
         try:
             restored = self.manager.restore(step, args=ocp.args.Composite(**wanted))
         except (KeyError, ValueError) as error:
             reason = " ".join(str(error).split())[:300]
             raise UserError(f"{self.folder / str(step)} does not fit this model: {reason}") from error
-        return {name: restored[name]["value"] if name in wanted else tree for name, tree in items.items()}
+        return {name: _like(tree, restored[name]) if name in wanted else tree for name, tree in items.items()}
 
     def wait(self) -> None:
         """Returns once everything saved is on disk."""
@@ -117,6 +118,20 @@ class Checkpoints:
     def close(self) -> None:
         """Finishes pending writes and stops the writing threads."""
         self.manager.close()
+
+
+def _by_name(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree by name. Orbax cannot read trees back in which NNX modules hold lists of modules."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    named = {path_name(path).replace("/", "."): leaf for path, leaf in leaves}
+    if len(named) != len(leaves):
+        raise ValueError("two arrays of one checkpoint item have the same name")
+    return named
+
+
+def _like(tree: Any, named: Mapping[str, Any]) -> Any:
+    """The inverse of `_by_name`, for a tree of the wanted structure."""
+    return jax.tree.unflatten(jax.tree.structure(tree), [named[name] for name in _by_name(tree)])
 
 
 @functools.cache

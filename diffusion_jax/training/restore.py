@@ -61,6 +61,11 @@ def restore_for_sampling(
     """
     with open_checkpoints(workdir, step) as (checkpoints, chosen):
         stored = checkpoints.metadata(chosen)
+        if "discriminator" in stored["config"]:
+            raise UserError(
+                f"--workdir {workdir}: this run trained a first stage, not a diffusion model; train one with "
+                f"autoencoder.weights={workdir}"
+            )
         config = config_lib.override(stored["config"], overrides, SCHEMA)
         data = stored["data"]
         system = System(config, DatasetFacts(data["num_classes"], tuple(data["class_names"]), data["identity"]))

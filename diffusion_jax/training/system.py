@@ -23,7 +23,6 @@ from diffusion_jax.diffusion.samplers import SAMPLERS, check_sampling
 from diffusion_jax.diffusion.transforms import Transform, clip, dynamic_threshold, snap_to_codebook
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation.scoring import EvaluateConfig
-from diffusion_jax.interop.autoencoder import load_first_stage
 from diffusion_jax.models.backbones import BACKBONES, backbone_macs
 from diffusion_jax.models.conditioned import Conditioned
 from diffusion_jax.models.conditioner import CONDITIONERS, Conditioner
@@ -32,6 +31,7 @@ from diffusion_jax.models.noisy_classifier import NoisyClassifier
 from diffusion_jax.parallel.mesh import MeshConfig
 from diffusion_jax.schema import Section
 from diffusion_jax.training.ema_profiles import EMA_PROFILES, EMAProfile, PowerEMA
+from diffusion_jax.training.first_stage_runs import as_trained, load_first_stage
 from diffusion_jax.training.optimizer import OPTIMIZERS
 
 MODELS: Mapping[str, Callable[..., Any]] = {**BACKBONES, "noisy_classifier": NoisyClassifier}
@@ -245,7 +245,7 @@ class System:
                 f"model '{config.model.name}' and loss '{config.loss.name}' do not fit: loss 'classification' trains a "
                 "noisy_classifier, the other losses train the other models"
             )
-        self.first_stage = self.build("autoencoder")
+        self.first_stage = as_trained(self.build("autoencoder"))
         if self.sample.transform == "codebook" and not hasattr(type(self.first_stage.abstract()), "codebook"):
             raise UserError(
                 f"sample.transform='codebook': autoencoder '{config.autoencoder.name}' has no codebook; "

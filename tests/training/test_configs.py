@@ -5,12 +5,12 @@ import pathlib
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
-from diffusion_jax.config import load_config
+from diffusion_jax.config import load_config, override, read_config
+from diffusion_jax.training.autoencoder_system import AUTOENCODER_SCHEMA, AutoencoderSystem
 from diffusion_jax.training.checkpoints import Checkpoints
-from diffusion_jax.training.loop import train
+from diffusion_jax.training.loop import stage_of, train
 from diffusion_jax.training.system import SCHEMA, DatasetFacts, System
 
 UNCONDITIONAL = {
@@ -26,6 +26,7 @@ UNCONDITIONAL = {
     "cub128_ascend": 80_869_003,
     "lsun_bedroom256_ascend": 110_498_355,
 }
+pytestmark = pytest.mark.usefixtures("shared_compilations")
 CONFIGS = sorted(pathlib.Path("configs").glob("*.py"))
 PUBLISHED = {
     "imagenet256_dit:XL/2": 674_834_720,
@@ -43,28 +44,9 @@ UNETS = {  # config: (parameters, shape of what the backbone sees)
     "cifar10_ddpm": (35_746_307, (32, 32, 3)),
     "cifar10_iddpm": (52_546_438, (32, 32, 3)),
 }
+FIRST_STAGES = {"autoencoder_kl_f8": 83_653_863, "autoencoder_vq_f8": 67_717_295}
 # The smoke forms of the others run the same parts with other options.
 SLOW = {*UNETS, "ffhq256_ldm4", "lsun_bedroom256_ldm4"} - {"imagenet256_ldm4_unet"}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def shared_compilations(tmp_path_factory):
-    """Smoke forms that are the same program are compiled once."""
-    options = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("xla")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: jax.config.values[name] for name in options}
-
-    def configure(values):
-        compilation_cache.reset_cache()
-        for name, value in values.items():
-            jax.config.update(name, value)
-
-    configure(options)
-    yield
-    configure(before)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +54,8 @@ def shared_compilations(tmp_path_factory):
     [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem in SLOW)) for path in CONFIGS],
 )
 def test_the_smoke_form_trains_two_steps_and_draws(path, tmp_path):
-    config = load_config(f"{path}:smoke", [], SCHEMA)
+    written = read_config(f"{path}:smoke")
+    config = override(written, [], stage_of(written).schema)
     train(config, tmp_path)
     assert Checkpoints(tmp_path, read_only=True).steps() == [2]
     assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 2
@@ -107,3 +90,13 @@ def test_unets_have_the_published_number_of_parameters(name):
     parameters, shape = UNETS[name]
     assert system.latent_shape == shape
     assert sum(leaf.size for leaf in jax.tree.leaves(system.abstract_model)) == parameters
+
+
+@pytest.mark.parametrize("name", FIRST_STAGES)
+def test_first_stages_have_the_published_number_of_parameters(name):
+    config = load_config(f"configs/{name}.py", [], AUTOENCODER_SCHEMA)
+    system = AutoencoderSystem(config, DatasetFacts(1, (), "OpenImages"))
+    state = jax.eval_shape(system.init_state)
+    assert system.latent_shape == (32, 32, 4)
+    assert sum(leaf.size for leaf in jax.tree.leaves(state.model.autoencoder)) == FIRST_STAGES[name]
+    np.testing.assert_allclose(system.learning_rate(0), 4.5e-6 * config.train.batch_size)

@@ -31,7 +31,11 @@ def first_stage_config(*more):
 def diffusion_config(weights, *more):
     written = read_config("configs/digits.py:smoke")
     written["autoencoder"] = {"name": "kl", "weights": str(weights)}
-    words = [f"{key}={value}" for key, value in IMAGES.items()] + ["model.patch_size=2", "train.sample_every=None"] + list(more)
+    words = (
+        [f"{key}={value}" for key, value in IMAGES.items()]
+        + ["model.patch_size=2", "train.sample_every=None"]
+        + list(more)
+    )
     return override(written, [f"--config.{word}" for word in words], SCHEMA)
 
 

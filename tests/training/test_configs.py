@@ -46,7 +46,9 @@ UNETS = {  # config: (parameters, shape of what the backbone sees)
 }
 FIRST_STAGES = {"autoencoder_kl_f8": 83_653_863, "autoencoder_vq_f8": 67_717_295}
 # The smoke forms of the others run the same parts with other options.
-SLOW = {*UNETS, "ffhq256_ldm4", "lsun_bedroom256_ldm4"} - {"imagenet256_ldm4_unet"}
+SLOW = {*UNETS, "autoencoder_kl_f8", "shapes64_autoencoder", "ffhq256_ldm4", "lsun_bedroom256_ldm4"} - {
+    "imagenet256_ldm4_unet"
+}
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,8 @@ def run(values: flags.FlagValues) -> None:
         raise UserError(f"data.name={images.name}: holds latents already; name the images")
     autoencoder = with_any_scale(SCHEMA["autoencoder"].build("autoencoder", config.autoencoder))
     source = open_source(images)
+    height, width, channels = source.image_shape
+    autoencoder.abstract().latent_shape((height, width), channels)  # complains before weights are read
     first_stage = autoencoder.build(load_first_stage, seed)
     name = f"{autoencoder.preset} weights={autoencoder.weights}"
     finished = write_cache(pathlib.Path(values.out), source, images, first_stage, name, how)

@@ -1,4 +1,4 @@
-"""A small KL autoencoder (f = 4, c = 4) of rendered shapes at 64×64: a first stage trained in minutes on two CPU cores.
+"""A small KL autoencoder (f = 4, c = 4) of rendered shapes at 64×64, small enough to train on CPU cores.
 
     diffusion-jax train --config configs/shapes64_autoencoder.py --workdir runs/shapes_autoencoder
 
@@ -26,7 +26,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
             "ch_mult": (1, 2, 4),
             "num_res_blocks": 1,
             "mid_attention": False,
-            "norm_groups": 8,
+            "norm_groups": 4,
             "z_channels": 4,
             "embed_dim": 4,
         },
@@ -35,23 +35,20 @@ def get_config(variant: str | None = None) -> ConfigDict:
         "lpips": {},
         "optimizer": {
             "name": "adamw",
-            "lr": 2e-3,
-            "b1": 0.9,
-            "b2": 0.99,
-            "clip_norm": 1000.0,
+            "lr": 1e-3,
             "schedule": "cosine",
             "warmup_steps": 50,
-            "decay_steps": 1500,
+            "decay_steps": 4000,
         },
         "discriminator_optimizer": {"name": "adamw", "lr": 5e-4, "b1": 0.5, "b2": 0.9},
         "ema": {"name": "constant", "max_decay": 0.99},
         "train": {
-            "steps": 1500,
-            "batch_size": 16,
-            "log_every": 50,
-            "save_every": 500,
-            "sample_every": 500,
-            "eval_every": 500,
+            "steps": 4000,
+            "batch_size": 8,
+            "log_every": 100,
+            "save_every": 1000,
+            "sample_every": 1000,
+            "eval_every": 1000,
         },
         "evaluate": {"split": "test", "num": 256},
         "mesh": {"data": -1},

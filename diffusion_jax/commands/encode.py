@@ -43,9 +43,9 @@ def run(values: flags.FlagValues) -> None:
     from diffusion_jax.config import load_config, override
     from diffusion_jax.data import DataConfig, open_source
     from diffusion_jax.errors import UserError
-    from diffusion_jax.interop.autoencoder import load_first_stage
     from diffusion_jax.models.autoencoder import AUTOENCODERS, VQ_AUTOENCODERS
     from diffusion_jax.parallel import processes
+    from diffusion_jax.training.first_stage_runs import as_trained, load_first_stage
     from diffusion_jax.training.latent_cache import EncodeConfig, with_any_scale, write_cache
     from diffusion_jax.training.system import SCHEMA
 
@@ -76,7 +76,7 @@ def run(values: flags.FlagValues) -> None:
     images: DataConfig = SCHEMA["data"].build("data", config.data)
     if images.name.startswith("cache:"):
         raise UserError(f"data.name={images.name}: holds latents already; name the images")
-    autoencoder = with_any_scale(SCHEMA["autoencoder"].build("autoencoder", config.autoencoder))
+    autoencoder = with_any_scale(as_trained(SCHEMA["autoencoder"].build("autoencoder", config.autoencoder)))
     source = open_source(images)
     height, width, channels = source.image_shape
     autoencoder.abstract().latent_shape((height, width), channels)  # complains before weights are read

@@ -10,7 +10,7 @@ from PIL import Image
 from diffusion_jax.commands import evaluate, reference
 from diffusion_jax.data.digits import Digits
 from diffusion_jax.errors import UserError
-from diffusion_jax.evaluation import inception_weights
+from diffusion_jax.evaluation import inception_weights, scoring
 from diffusion_jax.evaluation.inception_features import InceptionFeatures
 
 
@@ -124,7 +124,8 @@ class Projection:
 
 @pytest.fixture
 def projection(monkeypatch):
-    monkeypatch.setattr(inception_weights, "load_inception", lambda path: (None, "0" * 64))
+    for module in (scoring, inception_weights):
+        monkeypatch.setattr(module, "load_inception", lambda path: (None, "0" * 64))
     monkeypatch.setattr(InceptionFeatures, "under", lambda protocol, *_: Projection(protocol))
 
 

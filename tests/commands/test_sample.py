@@ -59,11 +59,13 @@ def test_a_sample_depends_on_seed_and_number_alone(command_line, run, samples, t
     "arguments",
     [
         ("--sampler=ddpm", "--steps=3", "--cfg-scale=1"),
-        ("--sampler=euler_maruyama", "--steps=4"),
+        pytest.param(("--sampler=euler_maruyama", "--steps=4"), marks=pytest.mark.slow),
         ("--step=1", "--labels=uniform", "--cfg-scale", "4"),
-        ("--params=ema", "--labels=0-9"),
+        pytest.param(("--params=ema", "--labels=0-9"), marks=pytest.mark.slow),
         ("--sampler=dpm_solver_multistep", "--steps=3", "--config.sampler.solver_order=3"),
-        ("--sampler=interpolant_sde", "--steps=4", "--config.sampler.last_step=none"),
+        pytest.param(
+            ("--sampler=interpolant_sde", "--steps=4", "--config.sampler.last_step=none"), marks=pytest.mark.slow
+        ),
         ("--config.guidance.interval=(0.5, 2.0)", "--config.guidance.rescale=0.7"),
     ],
 )

@@ -140,7 +140,14 @@ def test_the_last_feature_map_in_is_the_first_out(text_model, every_block):
     np.testing.assert_allclose(apply(model, x, timestep, cond), expected, atol=1e-4 * np.std(expected))
 
 
-@pytest.mark.parametrize("options", [{}, {"encoder": "conv", "decoder": "swin", "resampling": "conv"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        {"encoder": "conv", "decoder": "swin", "resampling": "conv"},
+    ],
+    ids=str,
+)
 def test_every_parameter_is_used_and_rematerialisation_changes_no_gradient(options):
     plain = gradient(make(TEXT, **options), *inputs())
     leaves = jax.tree_util.tree_leaves_with_path(plain)

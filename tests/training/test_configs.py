@@ -46,9 +46,20 @@ UNETS = {  # config: (parameters, shape of what the backbone sees)
 }
 FIRST_STAGES = {"autoencoder_kl_f8": 83_653_863, "autoencoder_vq_f8": 67_717_295}
 # The smoke forms of the others run the same parts with other options.
-SLOW = {*UNETS, "autoencoder_kl_f8", "shapes64_autoencoder", "ffhq256_ldm4", "lsun_bedroom256_ldm4"} - {
-    "imagenet256_ldm4_unet"
-}
+SLOW = {
+    *UNETS,
+    "autoencoder_kl_f8",
+    "shapes64_autoencoder",
+    "ffhq256_ldm4",
+    "lsun_bedroom256_ldm4",
+    # Their smoke forms are those of cub128_ascend, cifar10_uvit, cifar10_iuvit and digits_classifier.
+    "celebahq256_ascend",
+    "lsun_bedroom256_ascend",
+    "celeba64_uvit",
+    "celeba64_iuvit",
+    "celeba128_iuvit",
+    "imagenet256_ldm8_classifier",
+} - {"imagenet256_ldm4_unet"}
 
 
 @pytest.mark.parametrize(

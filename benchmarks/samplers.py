@@ -102,7 +102,7 @@ def main() -> None:
     }
     # Taken in turn, so that a machine that slows down slows all of them down.
     rounds = [
-        {name: fastest(lambda draw=draw: draw(model, label), 1) for name, draw in draws.items()} for _ in range(4)
+        {name: fastest(lambda draw=draw: draw(model, label), 1) for name, draw in draws.items()} for _ in range(6)
     ]
     costs = {name: statistics.median(each[name] for each in rounds) for name in draws}
     for name, seconds in costs.items():

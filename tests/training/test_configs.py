@@ -59,6 +59,11 @@ SLOW = {
     "celeba64_iuvit",
     "celeba128_iuvit",
     "imagenet256_ldm8_classifier",
+    # As imagenet256_dit and cifar10_iuvit, and as the runs of test_autoencoder_training.
+    "imagenet256_sit",
+    "imagenet512_dit",
+    "lsun_church256_iuvit",
+    "autoencoder_vq_f8",
 } - {"imagenet256_ldm4_unet"}
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from diffusion_jax.data.digits import Digits
+from diffusion_jax.data.feed import Feed
 from diffusion_jax.data.folder import ImageFolder
 from diffusion_jax.data.latents import LatentCache, image_settings
 from diffusion_jax.data.loader import Batch, all_records, batches
@@ -17,6 +18,7 @@ __all__ = [
     "BadImage",
     "Batch",
     "DataConfig",
+    "Feed",
     "LatentCache",
     "Record",
     "SkipBadImages",

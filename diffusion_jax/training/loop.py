@@ -1,6 +1,7 @@
 """The training loop: start or resume, step, log, sample, save."""
 
 import collections
+import functools
 import pathlib
 import sys
 import time
@@ -12,7 +13,7 @@ import ml_collections
 import numpy as np
 
 from diffusion_jax import config as config_lib
-from diffusion_jax.data import Source, batches, open_source
+from diffusion_jax.data import Feed, Source, batches, open_source
 from diffusion_jax.errors import UserError
 from diffusion_jax.parallel import processes
 from diffusion_jax.parallel.mesh import batch_parts, local_rows, replicated, to_global
@@ -170,22 +171,22 @@ class Loop:
             num_workers=data.num_workers,
             prefetch=data.prefetch,
         )
+        place = functools.partial(to_global, mesh, train.batch_size)
+        feed = Feed(reader, place, data.num_threads, data.num_workers)
         pending: list[dict[str, jax.Array]] = []
         in_flight: collections.deque[jax.Array] = collections.deque()
-        bad_images = 0
         start, clock = step, time.perf_counter()
         try:
             with StopRequest() as stop:
                 while step < train.steps:
-                    batch = next(reader)
-                    bad_images += int(batch.pop("bad_images"))
-                    sharded = to_global(mesh, train.batch_size, batch)
+                    batch = feed.take(lambda: jax.block_until_ready(list(in_flight)))
                     # Around the step alone: what scores samples computes on devices of its own choice.
                     with jax.set_mesh(mesh):
-                        state, metrics = step_function(state, frozen, sharded)
+                        state, metrics = step_function(state, frozen, batch)
                     step += 1
                     if step == start + 1:
                         clock = time.perf_counter()  # speed is counted without the compilation
+                        feed.restart()
                     pending.append(metrics)
                     in_flight.append(metrics["loss"])
                     if len(in_flight) > AHEAD:
@@ -204,7 +205,7 @@ class Loop:
                     if reporting:
                         scalars = self.summarise(pending, step)
                         seconds = (time.perf_counter() - clock) / len(pending)
-                        scalars |= self.speed(seconds) | {"bad_images": bad_images}
+                        scalars |= self.speed(seconds) | feed.summary(len(pending), seconds * len(pending))
                         line.report(step, scalars["loss"], scalars["images_per_second"], seconds)
                         if self.evaluation and evaluating:
                             scalars |= self.evaluation(state, step, frozen, self.metadata)
@@ -232,7 +233,7 @@ class Loop:
                 if further:
                     further.close()
         finally:
-            reader.close()
+            feed.close()
             line.close()
             if writer:
                 writer.close()

@@ -106,6 +106,18 @@ def test_bad_image_arrives_from_its_thread():
     assert str(caught.value).startswith("image 5: cannot be read")
 
 
+@pytest.mark.parametrize("num_threads", [1, 4])
+def test_reading_is_timed_by_the_processor_not_by_the_clock(num_threads):
+    def work(index):
+        time.sleep(0.02)
+        end = time.thread_time() + 0.005
+        while time.thread_time() < end:
+            pass
+
+    (batch,) = take(1, Numbers(8, wait=work), seed=0, batch_size=8, num_threads=num_threads)
+    assert 8 * 0.005 <= batch["read_seconds"] < 8 * 0.02
+
+
 def test_skipped_images_are_counted():
     source = SkipBadImages(Numbers(8, bad=[5, 6]))
     (batch,) = take(1, source, seed=0, batch_size=8)

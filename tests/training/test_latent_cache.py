@@ -253,8 +253,8 @@ def train(data, autoencoder):
     losses = []
     for _ in range(system.train.steps):
         batch = next(reader)
-        batch.pop("bad_images")
-        state, metrics = step(state, first_stage, to_global(mesh, BATCH, batch))
+        arrays = {key: value for key, value in batch.items() if isinstance(value, np.ndarray)}
+        state, metrics = step(state, first_stage, to_global(mesh, BATCH, arrays))
         losses.append(float(metrics["loss"]))
     reader.close()
     return np.array(losses)

@@ -1,7 +1,7 @@
 """The device mesh and how a batch lies on it."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -21,11 +21,14 @@ class MeshConfig:
       fsdp: parts a copy's parameters, gradients, optimizer state and EMA are split into, each also with its part of
         the batch.
       tensor: parts each matrix product is split into.
+      attention: the kernel of attentions: "cudnn" (NVIDIA), "pallas" (TPU) or "xla"; "auto" takes the platform's own.
+        Where a kernel does not take a shape or dtype, XLA's is used.
     """
 
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
+    attention: Literal["auto", "cudnn", "pallas", "xla"] = "auto"
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:

@@ -9,7 +9,7 @@ import ml_collections
 
 from diffusion_jax.config import Schema
 from diffusion_jax.models.lpips import LPIPS
-from diffusion_jax.parallel.mesh import make_mesh
+from diffusion_jax.parallel.mesh import MeshConfig, make_mesh
 from diffusion_jax.training.autoencoder_step import AutoencoderState
 from diffusion_jax.training.autoencoder_system import AUTOENCODER_SCHEMA, AutoencoderSystem
 from diffusion_jax.training.first_stage_runs import LATENTS
@@ -36,7 +36,8 @@ class AutoencoderStage:
     def __init__(self, config: ml_collections.ConfigDict, facts: DatasetFacts):
         self.system = AutoencoderSystem(config, facts)
         self.train, self.data, self.facts = self.system.train, self.system.data, facts
-        self.mesh = make_mesh(self.system.build("mesh"))
+        devices: MeshConfig = self.system.build("mesh")
+        self.mesh, self.attention = make_mesh(devices), devices.attention
         self.learning_rate = self.system.learning_rate
 
     @cached_property

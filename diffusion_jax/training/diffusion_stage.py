@@ -8,7 +8,7 @@ import ml_collections
 import numpy as np
 
 from diffusion_jax.config import Schema
-from diffusion_jax.parallel.mesh import make_mesh
+from diffusion_jax.parallel.mesh import MeshConfig, make_mesh
 from diffusion_jax.training.evaluation import TrainingEvaluation
 from diffusion_jax.training.generation import draw_grid, grid_stream
 from diffusion_jax.training.metrics import averages
@@ -35,7 +35,8 @@ class DiffusionStage:
     def __init__(self, config: ml_collections.ConfigDict, facts: DatasetFacts):
         self.system = System(config, facts)
         self.train, self.data, self.facts = self.system.train, self.system.data, facts
-        self.mesh = make_mesh(self.system.build("mesh"))
+        devices: MeshConfig = self.system.build("mesh")
+        self.mesh, self.attention = make_mesh(devices), devices.attention
         self.optimizer, self.learning_rate = self.system.build("optimizer")
 
     def abstract_state(self) -> TrainState:

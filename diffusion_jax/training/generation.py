@@ -16,6 +16,7 @@ from diffusion_jax.diffusion.denoiser import conditional, denoiser
 from diffusion_jax.diffusion.guidance import Autoguidance
 from diffusion_jax.diffusion.samplers import initial_noise, sample
 from diffusion_jax.errors import UserError
+from diffusion_jax.models.attention_kernels import attention_kernel
 from diffusion_jax.parallel import processes
 from diffusion_jax.parallel.mesh import batch_parts, local_rows, replicated, to_global
 from diffusion_jax.pictures import grid, save, to_uint8
@@ -120,7 +121,7 @@ class SampleStream:
                 "this run trains a classifier, which has no samples of its own: set train.sample_every=None, and name "
                 "the run as the --classifier-workdir of `diffusion-jax sample`"
             )
-        self.mesh = mesh
+        self.mesh, self.attention = mesh, system.build("mesh").attention
         self.guides, self.known = guides, known
         self.labelled = bool(system.conditioner.spec.parts) or guides.classifier is not None
         self.batch_size = (rows or system.sample.batch_size) * batch_parts(mesh)
@@ -147,7 +148,7 @@ class SampleStream:
             known = self.known.rows(index[rows]) if self.known is not None else None
             local = {"label": label[rows], "index": index[rows], "known": known}
             batch = to_global(self.mesh, self.batch_size, local)
-            with jax.set_mesh(self.mesh):
+            with jax.set_mesh(self.mesh), attention_kernel(self.attention):
                 networks = (model, self.guides.weak, self.guides.classifier, first_stage)
                 images = self.draw(*networks, batch, jnp.uint32(seed))
             yield np.asarray(images.addressable_data(0))[: len(labels) - first]

@@ -15,6 +15,7 @@ import numpy as np
 from diffusion_jax import config as config_lib
 from diffusion_jax.data import Feed, Source, batches, open_source
 from diffusion_jax.errors import UserError
+from diffusion_jax.models.attention_kernels import attention_kernel, platform_kernel
 from diffusion_jax.parallel import processes
 from diffusion_jax.parallel.mesh import batch_parts, local_rows, replicated, to_global
 from diffusion_jax.parallel.peak import peak_flops_per_second
@@ -83,6 +84,7 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
             f"train.microbatches={settings.microbatches} cuts train.batch_size={settings.batch_size} into "
             f"parts that do not divide over {batch_parts(mesh)} batch shards (mesh data × fsdp)"
         )
+    kernel = platform_kernel(stage.attention, mesh.devices.flat[0].platform)
     abstract = stage.abstract_state()
 
     workdir.mkdir(parents=True, exist_ok=True)
@@ -104,7 +106,7 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
         parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract.model))
         print(
             f"{'resuming at' if step else 'starting at'} step {step} of {settings.steps}: "
-            f"{parameters:,} parameters, {len(source):,} images, mesh {dict(mesh.shape)}",
+            f"{parameters:,} parameters, {len(source):,} images, mesh {dict(mesh.shape)}, {kernel} attention",
             file=sys.stderr,
         )
     frozen = jax.device_put(stage.load_frozen(), replicated(mesh))
@@ -181,7 +183,7 @@ class Loop:
                 while step < train.steps:
                     batch = feed.take(lambda: jax.block_until_ready(list(in_flight)))
                     # Around the step alone: what scores samples computes on devices of its own choice.
-                    with jax.set_mesh(mesh):
+                    with jax.set_mesh(mesh), attention_kernel(self.stage.attention):
                         state, metrics = step_function(state, frozen, batch)
                     step += 1
                     if step == start + 1:

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from diffusion_jax.autoencoding.objective import Generator
 from diffusion_jax.autoencoding.statistics import LatentStatistics, measure
 from diffusion_jax.data import Source, batches, open_source
+from diffusion_jax.models.attention_kernels import attention_kernel
 from diffusion_jax.parallel import processes
 from diffusion_jax.parallel.mesh import batch_parts, local_rows, replicated, to_global
 from diffusion_jax.pictures import grid, save
@@ -37,6 +38,7 @@ class Reconstructions:
 
     def __init__(self, system: AutoencoderSystem, mesh: Mesh):
         self.system, self.mesh, self.config = system, mesh, system.evaluate
+        self.attention = system.build("mesh").attention
         parts = batch_parts(mesh)
         self.batch_size = parts * min(self.config.batch_size, -(-self.config.num // parts))
         self.source = open_source(dataclasses.replace(system.data, split=self.config.split or system.data.split))
@@ -90,7 +92,7 @@ class Reconstructions:
 
     def _local(self, function: Callable, *arguments: Any) -> Any:
         """The result of a compiled function whose outputs every device holds, as NumPy arrays."""
-        with jax.set_mesh(self.mesh):
+        with jax.set_mesh(self.mesh), attention_kernel(self.attention):
             result = function(*arguments)
         return jax.tree.map(lambda array: np.asarray(array.addressable_data(0)), result)
 

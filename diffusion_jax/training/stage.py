@@ -8,6 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from diffusion_jax.data import DataConfig
+from diffusion_jax.models.attention_kernels import KernelChoice
 from diffusion_jax.training.system import DatasetFacts, TrainConfig
 
 Draw = Callable[[Any, Any, pathlib.Path], None]
@@ -34,6 +35,7 @@ class Stage(Protocol):
       data: the `data` section.
       facts: what is known of the data.
       mesh: the mesh.
+      attention: what `mesh.attention` asks for.
       learning_rate: of a step.
     """
 
@@ -41,6 +43,7 @@ class Stage(Protocol):
     data: DataConfig
     facts: DatasetFacts
     mesh: Mesh
+    attention: KernelChoice
     learning_rate: Callable[[int], jax.Array]
 
     def abstract_state(self) -> Any:

@@ -9,18 +9,16 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.diffusion.denoiser import Denoise, Denoised, Model, network
+from diffusion_jax.diffusion.denoiser import Denoise, Denoised, Model, Transform, network, with_gradient
 from diffusion_jax.diffusion.point import Array, Point, align
 
 # (x [B, ..., C], point) -> [B]
 LogProbability = Callable[[Array, Point], Array]
 
 
-def _add(found: Denoised, gradient: Array) -> Denoised:
-    return found._replace(gradient=gradient if found.gradient is None else found.gradient + gradient)
-
-
-def classifier_guidance(denoise: Denoise, log_probability: LogProbability, scale: float) -> Denoise:
+def classifier_guidance(
+    denoise: Denoise, log_probability: LogProbability, scale: float, transforms: tuple[Transform, ...] = ()
+) -> Denoise:
     """Guides by a noise-aware classifier.
 
     Published scales (ADM): 1.0 at 64 px, 0.5 at 128, 1.0 at 256 (10.0 with an unconditional model), 4.0 at 512.
@@ -29,12 +27,13 @@ def classifier_guidance(denoise: Denoise, log_probability: LogProbability, scale
       denoise: the denoiser to guide; may be guided already, gradients add up.
       log_probability: ln p(y | x_t, t) of the wanted y, one per sample.
       scale: factor of its gradient at x_t.
+      transforms: those of `denoise`, which then hold for the guided data too.
 
     Returns:
       A denoiser.
     """
     gradient = jax.grad(lambda x, point: jnp.sum(log_probability(x, point)))
-    return lambda x, point: _add(denoise(x, point), scale * gradient(x, point))
+    return lambda x, point: with_gradient(denoise(x, point), scale * gradient(x, point), x, point, transforms)
 
 
 def log_probability(classifier: Model, label: Array) -> LogProbability:
@@ -53,7 +52,11 @@ def log_probability(classifier: Model, label: Array) -> LogProbability:
 
 
 def prediction_guidance(
-    denoise: Denoise, log_probability: LogProbability, scale: float, blend: bool = False
+    denoise: Denoise,
+    log_probability: LogProbability,
+    scale: float,
+    blend: bool = False,
+    transforms: tuple[Transform, ...] = (),
 ) -> Denoise:
     """Guides by a function of clean data, differentiated through the predicted data.
 
@@ -62,6 +65,7 @@ def prediction_guidance(
       log_probability: ln p(y | x_0), e.g. −½‖y − T(decode(x_0))‖² of a measurement, or a CLIP similarity.
       scale: factor of its gradient with respect to x_t.
       blend: evaluate at σ x̂_0 + (1 − σ) x_t instead of x̂_0.
+      transforms: those of `denoise`, which then hold for the guided data too.
 
     Returns:
       A denoiser.
@@ -75,7 +79,7 @@ def prediction_guidance(
             return jnp.sum(log_probability(seen, point)), found
 
         gradient, found = jax.grad(value, has_aux=True)(x)
-        return _add(found, scale * gradient)
+        return with_gradient(found, scale * gradient, x, point, transforms)
 
     return guided
 

@@ -28,12 +28,15 @@ class Denoised(NamedTuple):
       log_variance: of the ancestral step, [B, ..., C] or scalar; None at points without a transition.
       gradient: [B, ..., C] scaled gradient at x of a classifier's log-probability, not yet applied to the rest; None
         without classifier guidance.
+      guided_x0: [B, ..., C] the predicted data with the gradient in it, corrected by the transforms; None where there
+        is no gradient, or no transform to keep it in bounds.
     """
 
     x0: Array
     epsilon: Array
     log_variance: Array | None = None
     gradient: Array | None = None
+    guided_x0: Array | None = None
 
 
 Denoise = Callable[[Array, Point], Denoised]
@@ -85,6 +88,30 @@ def denoiser(guided: Guided, prediction: Prediction, transforms: tuple[Transform
     return denoise
 
 
+def with_gradient(
+    found: Denoised, gradient: Array, x: Array, point: Point, transforms: tuple[Transform, ...] = ()
+) -> Denoised:
+    """Adds a gradient to those that guide already.
+
+    Args:
+      found: what the network believes about x.
+      gradient: [B, ..., C] scaled gradient of a log-probability at x.
+      x: [B, ..., C].
+      point: where x lies.
+      transforms: those of the denoiser. Near α = 0 the data move by the gradient over α, far out of their range.
+    """
+    gradient = gradient if found.gradient is None else found.gradient + gradient
+    if not transforms:
+        return found._replace(gradient=gradient, guided_x0=None)
+    at = align(point, x)
+    # Where no signal is left, x says nothing about its class.
+    gain = jnp.where(at.alpha > 0, at.sigma**2 / jnp.where(at.alpha > 0, at.alpha, 1), 0)
+    x0 = found.x0 + gain * gradient
+    for transform in transforms:
+        x0 = transform(x0, point)
+    return found._replace(gradient=gradient, guided_x0=x0)
+
+
 def apply_gradient(denoise: Denoise) -> Denoise:
     """Adds a classifier's gradient g to the score: ε̂ −= σg, with x̂_0 to match (Dhariwal & Nichol 2021, algorithm 2)."""
 
@@ -92,6 +119,9 @@ def apply_gradient(denoise: Denoise) -> Denoise:
         found = denoise(x, point)
         if found.gradient is None:
             return found
+        if found.guided_x0 is not None:
+            epsilon = Prediction("x0").to_epsilon(found.guided_x0, x, point)
+            return found._replace(x0=found.guided_x0, epsilon=epsilon, gradient=None, guided_x0=None)
         at = align(point, x)
         return found._replace(
             x0=found.x0 + at.sigma**2 / at.alpha * found.gradient,

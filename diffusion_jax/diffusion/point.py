@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 # A float64 NumPy array where coefficients are built on the host, a JAX array (float32 in training) inside a program.
@@ -23,6 +24,20 @@ def safe_ratio(numerator: Array, denominator: Array) -> Array:
     xp = namespace(denominator)
     zero = denominator == 0
     return xp.where(zero, xp.inf, numerator / xp.where(zero, 1.0, denominator))
+
+
+def weighted_sum(a: Array, x: Array, b: Array, y: Array) -> Array:
+    """a x + b y in the shape they broadcast to, rounded alike in every JAX program that computes it.
+
+    Compilers for CPUs contract a product and a sum into one instruction that rounds once. Here they may take either
+    product, and which one they take varies with the code around it, so that the last bit would depend on the number of
+    devices. Clipped at the largest finite number, a x has one value and cannot be contracted.
+    """
+    product = a * x
+    if isinstance(product, jax.Array):
+        largest = jnp.finfo(product.dtype).max
+        product = jnp.clip(product, -largest, largest)
+    return product + b * y
 
 
 class Transition(NamedTuple):

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import jax.numpy as jnp
 
 from diffusion_jax.diffusion.checks import check_choice
-from diffusion_jax.diffusion.point import Array, Point, Transition, align, namespace
+from diffusion_jax.diffusion.point import Array, Point, Transition, align, namespace, weighted_sum
 from diffusion_jax.errors import UserError
 
 Kind = Literal["epsilon", "x0", "v", "score", "velocity", "edm"]
@@ -121,14 +121,14 @@ class Prediction:
         if self.kind == "x0":
             return mean
         of_x, of_mean = self._x0_weights(align(point, x))
-        return of_x * x + of_mean * mean
+        return weighted_sum(of_x, x, of_mean, mean)
 
     def to_epsilon(self, mean: Array, x: Array, point: Point) -> Array:
         """The predicted noise [B, ..., C] from the first C output channels `mean`; arguments as in `target`."""
         if self.kind == "epsilon":
             return mean
         of_x, of_mean = self._epsilon_weights(align(point, x))
-        return of_x * x + of_mean * mean
+        return weighted_sum(of_x, x, of_mean, mean)
 
     # Both conversions are weighted sums, with weights per noise level. Dividing x-sized arrays instead would cost more,
     # and would tie the last bit of a sample to the number of devices: XLA turns such divisions into products or not,
@@ -138,7 +138,7 @@ class Prediction:
             case "epsilon":
                 return 1 / point.alpha, -point.sigma / point.alpha
             case "v":
-                total = point.alpha**2 + point.sigma**2
+                total = weighted_sum(point.alpha, point.alpha, point.sigma, point.sigma)
                 return point.alpha / total, -point.sigma / total
             case "score":
                 return 1 / point.alpha, point.sigma**2 / point.alpha
@@ -154,7 +154,7 @@ class Prediction:
             case "x0":
                 return 1 / point.sigma, -point.alpha / point.sigma
             case "v":
-                total = point.alpha**2 + point.sigma**2
+                total = weighted_sum(point.alpha, point.alpha, point.sigma, point.sigma)
                 return point.sigma / total, point.alpha / total
             case "score":
                 return namespace(point.sigma).zeros_like(point.sigma), -point.sigma

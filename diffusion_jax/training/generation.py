@@ -80,7 +80,7 @@ def make_sample_function(system: System, guides: Guides) -> Callable[..., jax.Ar
         denoise = denoiser(guided, system.prediction, transforms)
         if classifier is not None:
             recognise = log_probability(classifier, label)
-            denoise = classifier_guidance(denoise, recognise, guides.classifier_scale)
+            denoise = classifier_guidance(denoise, recognise, guides.classifier_scale, transforms)
         latents = sample(sampler, system.path, denoise, x, keys.purpose_key(seed, "sample_noise"), index)
         images = to_uint8(first_stage.decode(latents))  # [B, H, W, C]
         return images if known is None else known.paste(images)

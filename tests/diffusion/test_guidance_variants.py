@@ -20,6 +20,7 @@ from diffusion_jax.diffusion.guidance import (
 from diffusion_jax.diffusion.paths import DiscretePath, VEPath, VPPath
 from diffusion_jax.diffusion.predictions import Prediction
 from diffusion_jax.diffusion.samplers import DDPM, EDM, RK45, sample
+from diffusion_jax.diffusion.transforms import clip
 from diffusion_jax.errors import UserError
 
 
@@ -163,6 +164,24 @@ def test_guidance_through_the_prediction(kit):
         # Guidances add up.
         both = classifier_guidance(prediction_guidance(kit.gaussian(), slope, 2.0), slope, 1.0)(x, point)
         np.testing.assert_allclose(both.gradient, found.gradient + 5.0, rtol=1e-12)
+
+
+def test_guided_data_keep_to_the_transforms(kit):
+    """Near α = 0 the gradient would throw the data out of their range; at α = 0 it says nothing."""
+    prediction, slope = Prediction("x0"), lambda x, point: 5.0 * jnp.sum(x.reshape(x.shape[0], -1), axis=1)
+    plain = denoiser(conditional(lambda x, t, cond: 0.5 * jnp.ones_like(x)), prediction, (clip,))
+    x, point = jnp.ones((2, 1, 1, 1)), VPPath().point(jnp.float32(1.0))
+    assert point.sigma**2 / point.alpha * 5 > 100
+    wild = apply_gradient(classifier_guidance(plain, slope, 1.0))(x, point)
+    assert np.all(wild.x0 > 100)
+    tame = apply_gradient(classifier_guidance(plain, slope, 1.0, (clip,)))(x, point)
+    np.testing.assert_array_equal(tame.x0, 1.0)
+    np.testing.assert_allclose(point.alpha * tame.x0 + point.sigma * tame.epsilon, x, rtol=1e-6)
+    last = point._replace(alpha=jnp.zeros(()), sigma=jnp.ones(()))
+    np.testing.assert_array_equal(apply_gradient(classifier_guidance(plain, slope, 1.0, (clip,)))(x, last).x0, 0.5)
+    # The gradients of several guidances add up before the transform.
+    down = classifier_guidance(classifier_guidance(plain, slope, 1.0, (clip,)), slope, -1.0, (clip,))
+    np.testing.assert_allclose(apply_gradient(down)(x, point).x0, 0.5, rtol=1e-6)
 
 
 def test_similarity_raises_itself():

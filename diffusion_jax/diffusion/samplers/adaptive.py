@@ -10,7 +10,7 @@ import numpy as np
 from diffusion_jax.diffusion.denoiser import Denoise, apply_gradient
 from diffusion_jax.diffusion.ode import dopri5
 from diffusion_jax.diffusion.paths import Path
-from diffusion_jax.diffusion.point import Array, Point, align
+from diffusion_jax.diffusion.point import Array, Point, align, weighted_sum
 from diffusion_jax.diffusion.samplers.base import Noise
 from diffusion_jax.errors import UserError
 
@@ -75,7 +75,7 @@ def path_velocity(path: Path, denoise: Denoise, x: Array, time: Array) -> Array:
     """dx/dt of the probability-flow ODE, α̇ x̂_0 + σ̇ ε̂, at one time per sample."""
     point = path.point(time)  # B
     found, at = denoise(x, point), align(point, x)
-    return at.alpha_dot * found.x0 + at.sigma_dot * found.epsilon
+    return weighted_sum(at.alpha_dot, found.x0, at.sigma_dot, found.epsilon)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,8 @@
-"""Classes of the user's own, named in a config as "package.module:Class"."""
+"""What users wrote themselves, named as "package.module:Name"."""
 
 import importlib
+from collections.abc import Callable
+from typing import Any
 
 from diffusion_jax.errors import UserError, did_you_mean
 
@@ -22,9 +24,31 @@ def import_class(place: str, name: str, base: type) -> type:
     Raises:
       UserError: the name has another form, there is no such module or class, or the class is of another kind.
     """
-    module_name, _, class_name = name.partition(":")
-    if not all(part.isidentifier() for part in (*module_name.split("."), class_name)):
-        raise UserError(f"{place}={name!r}: a class of your own is named 'package.module:Class'")
+    return _import(
+        place, name, "class", lambda value: isinstance(value, type) and issubclass(value, base), base.__name__
+    )
+
+
+def import_function(place: str, name: str) -> Callable[..., Any]:
+    """Imports a function by name; only ever one that the user named on the command line.
+
+    Args:
+      place: the flag, for errors.
+      name: "package.module:function".
+
+    Returns:
+      The function.
+
+    Raises:
+      UserError: the name has another form, or there is no such module or function.
+    """
+    return _import(place, name, "function", lambda value: callable(value) and not isinstance(value, type), None)
+
+
+def _import(place: str, name: str, kind: str, fits: Callable[[Any], bool], base: str | None) -> Any:
+    module_name, _, own_name = name.partition(":")
+    if not all(part.isidentifier() for part in (*module_name.split("."), own_name)):
+        raise UserError(f"{place}={name!r}: a {kind} of your own is named 'package.module:{kind.title()}'")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -34,10 +58,10 @@ def import_class(place: str, name: str, base: type) -> type:
             f"{place}={name!r}: Python finds no module '{error.name}'; put its folder in the environment variable "
             "PYTHONPATH"
         ) from None
-    fitting = [key for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, base)]
-    if class_name not in fitting:
+    fitting = [key for key, value in vars(module).items() if fits(value)]
+    if own_name not in fitting:
+        derived = f" derived from {base}" if base else ""
         raise UserError(
-            f"{place}={name!r}: {module_name} has no class of that name derived from {base.__name__}"
-            f"{did_you_mean(class_name, fitting)}"
+            f"{place}={name!r}: {module_name} has no {kind} of that name{derived}{did_you_mean(own_name, fitting)}"
         )
-    return vars(module)[class_name]
+    return vars(module)[own_name]

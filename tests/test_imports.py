@@ -1,9 +1,9 @@
-"""Classes named in a config as "package.module:Class"."""
+"""Classes and functions named as "package.module:Name"."""
 
 import pytest
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.imports import import_class
+from diffusion_jax.imports import import_class, import_function
 from diffusion_jax.schema import Section
 
 
@@ -49,6 +49,14 @@ def test_mistakes_are_one_line(module, name, message):
     with pytest.raises(UserError, match=message) as caught:
         import_class("part.name", name, dict)
     assert "\n" not in str(caught.value) and f"part.name={name!r}" in str(caught.value)
+
+
+def test_a_function_of_the_users(module):
+    assert import_function("--flag", "outside:function").__name__ == "function"
+    with pytest.raises(UserError, match=r"--flag='outside:functions': outside has no function of that name; did you"):
+        import_function("--flag", "outside:functions")
+    with pytest.raises(UserError, match="outside has no function of that name"):
+        import_function("--flag", "outside:Sized")
 
 
 def test_what_the_module_itself_lacks_is_not_mistaken_for_the_module(module):

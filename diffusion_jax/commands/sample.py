@@ -8,6 +8,9 @@ labelled grid of the first ones; an unconditional model's samples have no labels
 checkpoint, its label, --seed and i: neither the number of samples nor the batch size nor the number of devices changes
 it. All images of a batch are drawn, wanted or not: for a few samples a --batch-size of their number saves time.
 
+--similarity package.module:function guides by any differentiable function of (predicted images [B, H, W, C] in [-1, 1],
+labels [B]) that gives [B] numbers: a likelihood, a measurement, a scaled similarity to a caption.
+
 --known FILE.npz fills images in: `image` uint8 [N, H, W, 3], `mask` [N, H, W], not 0 where a pixel is known and stays.
 
 Everything that the run's config says of sampling can be overridden, for example --config.sampler.eta=1 or
@@ -61,6 +64,8 @@ def define_run_flags(values: flags.FlagValues) -> None:
     text("classifier_workdir", None, "A run that trained a noisy classifier to guide by.", flag_values=values)
     text("classifier_step", "latest", "Its checkpoint's step.", flag_values=values)
     real("classifier_scale", 1.0, "Factor of the classifier's gradient.", flag_values=values)
+    text("similarity", None, "A function of your own to guide by, package.module:function.", flag_values=values)
+    real("similarity_scale", 1.0, "Factor of its gradient.", flag_values=values)
     define_process_flags(values)
 
 
@@ -107,9 +112,10 @@ def sampling_overrides(values: flags.FlagValues) -> list[str]:
 
 
 def open_guides(values: flags.FlagValues, system: "System") -> "Guides":
-    """Opens the runs that --guide-workdir and --classifier-workdir name."""
+    """Opens the runs that --guide-workdir and --classifier-workdir name, and the function that --similarity names."""
     from diffusion_jax.diffusion.guidance import Autoguidance
     from diffusion_jax.errors import UserError
+    from diffusion_jax.imports import import_function
     from diffusion_jax.training.generation import Guides
 
     weak = classifier = None
@@ -125,7 +131,15 @@ def open_guides(values: flags.FlagValues, system: "System") -> "Guides":
                 "--classifier-workdir: an 'edm' prediction is told another time than a classifier; guide a model of "
                 "another prediction"
             )
-    return Guides(weak, Autoguidance(scale=values.guide_scale), classifier, values.classifier_scale)
+    similarity = None if values.similarity is None else import_function("--similarity", values.similarity)
+    return Guides(
+        weak,
+        Autoguidance(scale=values.guide_scale),
+        classifier,
+        values.classifier_scale,
+        similarity,
+        values.similarity_scale,
+    )
 
 
 def open_guide(

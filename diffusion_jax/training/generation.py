@@ -11,9 +11,15 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from diffusion_jax import keys
-from diffusion_jax.diffusion.classifier_guidance import classifier_guidance, log_probability
+from diffusion_jax.diffusion.classifier_guidance import (
+    LogProbability,
+    classifier_guidance,
+    log_probability,
+    prediction_guidance,
+)
 from diffusion_jax.diffusion.denoiser import conditional, denoiser
 from diffusion_jax.diffusion.guidance import Autoguidance
+from diffusion_jax.diffusion.point import Point
 from diffusion_jax.diffusion.samplers import initial_noise, sample
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.attention_kernels import attention_kernel
@@ -34,12 +40,17 @@ class Guides(NamedTuple):
       autoguidance: the combination of the model with `weak`.
       classifier: a classifier of noisy data, (x, timestep, cond) → [B, K] logits, or None.
       classifier_scale: factor of the gradient of its log-probability (Dhariwal & Nichol 2021).
+      similarity: how well images fit their labels, (predicted images [B, H, W, C] in [−1, 1], label [B]) → [B], such as
+        a log-likelihood or a scaled CLIP similarity (GLIDE); differentiable; None for none.
+      similarity_scale: factor of its gradient, taken through the prediction of the image.
     """
 
     weak: Any = None
     autoguidance: Autoguidance = Autoguidance(scale=1.0)
     classifier: Any = None
     classifier_scale: float = 1.0
+    similarity: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+    similarity_scale: float = 1.0
 
 
 NO_GUIDES = Guides()
@@ -78,6 +89,9 @@ def make_sample_function(system: System, guides: Guides) -> Callable[..., jax.Ar
         if known is not None:
             transforms = (*transforms, known.transform(first_stage, system.latent_shape))
         denoise = denoiser(guided, system.prediction, transforms)
+        if guides.similarity is not None:
+            fit = similarity_of_latents(guides.similarity, first_stage, label)
+            denoise = prediction_guidance(denoise, fit, guides.similarity_scale, transforms=transforms)
         if classifier is not None:
             recognise = log_probability(classifier, label)
             denoise = classifier_guidance(denoise, recognise, guides.classifier_scale, transforms)
@@ -86,6 +100,20 @@ def make_sample_function(system: System, guides: Guides) -> Callable[..., jax.Ar
         return images if known is None else known.paste(images)
 
     return draw
+
+
+def similarity_of_latents(similarity: Callable, first_stage: Any, label: jax.Array) -> LogProbability:
+    """A function of images and labels as one of predicted latents; raises a `UserError` unless it gives [B] numbers."""
+
+    def value(latents: jax.Array, point: Point) -> jax.Array:
+        found = similarity(first_stage.decode(latents), label)
+        if jnp.shape(found) != label.shape:
+            raise UserError(
+                f"the similarity gives {jnp.shape(found)}: it must give one number per image, {label.shape}"
+            )
+        return found
+
+    return value
 
 
 class SampleStream:
@@ -104,8 +132,8 @@ class SampleStream:
       UserError: a sampler or guidance that does not fit the model.
 
     Attributes:
-      labelled: whether samples depend on their labels; those of an unconditional model do only where a classifier
-        guides it.
+      labelled: whether samples depend on their labels; those of an unconditional model do only where a classifier or
+        similarity guides it.
     """
 
     def __init__(
@@ -123,7 +151,9 @@ class SampleStream:
             )
         self.mesh, self.attention = mesh, system.build("mesh").attention
         self.guides, self.known = guides, known
-        self.labelled = bool(system.conditioner.spec.parts) or guides.classifier is not None
+        self.labelled = bool(system.conditioner.spec.parts) or not (
+            guides.classifier is None and guides.similarity is None
+        )
         self.batch_size = (rows or system.sample.batch_size) * batch_parts(mesh)
         function = make_sample_function(system, guides)
         self.draw = jax.jit(function, out_shardings=replicated(mesh))

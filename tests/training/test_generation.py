@@ -132,6 +132,23 @@ def test_a_classifier_guides(system, model):
     assert brightness("0", 50.0) < draw(system, model, one, num=8, labels="0").mean() - 5
 
 
+def test_a_function_of_images_and_labels_guides(system, model):
+    one = make_mesh(MeshConfig(), jax.devices()[:1])
+
+    def brightness(images, label):
+        return jnp.where(label == 1, 1.0, -1.0) * images.mean((1, 2, 3))
+
+    def mean(label, function, scale):
+        guides = Guides(similarity=function, similarity_scale=scale)
+        return draw(system, model, one, num=8, labels=label, guides=guides).mean()
+
+    plain = {label: draw(system, model, one, num=8, labels=label).mean() for label in "01"}
+    assert mean("1", brightness, 50.0) > plain["1"] + 5
+    assert mean("0", brightness, 50.0) < plain["0"] - 5
+    with pytest.raises(UserError, match=r"the similarity gives \(\): it must give one number per image, \(8,\)"):
+        mean("1", lambda images, label: images.mean(), 1.0)
+
+
 def test_known_pixels_stay_and_shape_the_rest(system, model):
     one = make_mesh(MeshConfig(), jax.devices()[:1])
     image = np.full((1, 8, 8, 1), 250, np.uint8)

@@ -34,14 +34,16 @@ def frechet_distance(mu1: ArrayLike, sigma1: ArrayLike, mu2: ArrayLike, sigma2: 
             f"Fréchet distance: the first distribution has {len(mu1)} features and the second {len(mu2)}; take both "
             "from the same extractor"
         )
-    root1 = _root(sigma1, "first")
-    if root1.shape[1] == len(sigma1) and _is_full_rank(sigma2):
-        product = root1.T @ sigma2 @ root1  # [D, D], has the eigenvalues of Σ₁Σ₂
+    if _is_full_rank(sigma1) and _is_full_rank(sigma2):
+        # Any R₁ with Σ₁ = R₁R₁ᵀ will do, and this one is found in a sixth of the time of eigenvectors.
+        root = np.linalg.cholesky(sigma1)
+        product = root.T @ sigma2 @ root  # [D, D], has the eigenvalues of Σ₁Σ₂
         root_trace = np.sqrt(np.maximum(np.linalg.eigvalsh((product + product.T) / 2), 0)).sum()
     else:
         # A zero eigenvalue of the product comes out as some ε of rounding, and √ε is not small. The singular values
         # of R₁ᵀR₂ are those square roots themselves.
-        root_trace = np.linalg.svd(root1.T @ _root(sigma2, "second"), compute_uv=False).sum()
+        root1, root2 = _root(sigma1, "first"), _root(sigma2, "second")
+        root_trace = np.linalg.svd(root1.T @ root2, compute_uv=False).sum()
     distance = np.square(mu1 - mu2).sum() + np.trace(sigma1) + np.trace(sigma2) - 2 * root_trace
     return max(float(distance), 0.0)  # equal distributions give a rounding error of either sign
 

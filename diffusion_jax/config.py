@@ -211,6 +211,8 @@ def _with_placeholders(config: config_dict.ConfigDict, schema: Schema) -> config
             kinds = [kind for kind in _choices(option.annotation) if kind is not type(None)]
             if config[place][key] is None and len(kinds) == 1:
                 kind = typing.get_origin(kinds[0]) or kinds[0]
+                if kind is typing.Literal:
+                    kind = type(typing.get_args(kinds[0])[0])
                 if kind in (int, float, str, bool, tuple):
                     typed[place][key] = config_dict.placeholder(kind)
     return typed

@@ -3,6 +3,7 @@
 import io
 import pathlib
 from collections.abc import Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,21 +12,27 @@ from PIL import Image, ImageDraw, ImageFont
 
 from diffusion_jax.files import write_atomically
 
+Uint8Rule = Literal["trunc(127.5x+128)", "trunc(127.5(x+1))"]
+ROUNDED: Uint8Rule = "trunc(127.5x+128)"
+
 CELL = 64  # the smallest side in pixels at which a person can judge an image
 MARGIN = 2
 CAPTION = 14
 
 
-def to_uint8(images: jax.Array) -> jax.Array:
-    """Quantises images in [−1, 1] as the evaluation scripts of ADM and DiT do: clip(127.5 x + 128, 0, 255), truncated.
+def to_uint8(images: jax.Array, rule: Uint8Rule = ROUNDED) -> jax.Array:
+    """Quantises images in [−1, 1].
 
     Args:
       images: any shape, float.
+      rule: "trunc(127.5x+128)" rounds to nearest, as the sampling scripts of DiT, SiT and U-ViT do;
+        "trunc(127.5(x+1))", as ADM's and LDM's do, is half a level darker. Both clip to 0 … 255.
 
     Returns:
       uint8 of the same shape.
     """
-    return jnp.clip(127.5 * images + 128, 0, 255).astype(jnp.uint8)
+    offset = 128.0 if rule == ROUNDED else 127.5
+    return jnp.clip(127.5 * images + offset, 0, 255).astype(jnp.uint8)
 
 
 def to_rgb(images: np.ndarray) -> np.ndarray:

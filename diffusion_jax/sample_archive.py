@@ -1,7 +1,10 @@
 """The sample file of ADM's evaluation, written without holding it in memory."""
 
+import json
 import pathlib
 import zipfile
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -13,9 +16,11 @@ class SampleArchive:
       path: the file, which appears when it is whole.
       shape: (N, H, W, 3).
       labels: [N] integers, or None for samples of an unconditional model.
+      info: how the samples were made, kept as JSON in the member `info`; must be ready for JSON.
     """
 
-    def __init__(self, path: pathlib.Path, shape: tuple[int, ...], labels: np.ndarray | None):
+    def __init__(self, path: pathlib.Path, shape: tuple[int, ...], labels: np.ndarray | None, info: Mapping[str, Any]):
+        self._info = json.dumps(info)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path, self._partial, self._labels = path, path.with_name(f"{path.name}.partial"), labels
         self._archive = zipfile.ZipFile(self._partial, "w")
@@ -28,10 +33,12 @@ class SampleArchive:
         self._member.write(images.tobytes())
 
     def close(self) -> None:
-        """Adds the labels, if there are any, and gives the file its name."""
+        """Adds the labels, if there are any, and `info`, and gives the file its name."""
         self._member.close()
         if self._labels is not None:
             with self._archive.open("arr_1.npy", "w") as member:
                 np.lib.format.write_array(member, self._labels)
+        with self._archive.open("info.npy", "w") as member:
+            np.lib.format.write_array(member, np.array(self._info))
         self._archive.close()
         self._partial.replace(self._path)

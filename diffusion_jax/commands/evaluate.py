@@ -10,9 +10,10 @@ Samples are a .npz of ADM's format, a folder of images, or a run, from which the
 not kept unless --save-samples names a file. A reference is a .npz of statistics (ADM's, pytorch-fid's, or one that
 `diffusion-jax reference` wrote), a .npz of images, folder:PATH or tfds:NAME.
 
-Metrics under a protocol (--protocol adm, ldm, uvit or clean; adm unless told otherwise): fid, sfid, inception_score,
-kid, precision, recall, density, coverage; by default those that the protocol's papers report. They need the weights of
-the FID Inception network, from --inception-weights or ~/.cache/diffusion_jax.
+Metrics under a protocol (--protocol adm, ldm, uvit, clean or edm; adm unless told otherwise): fid, sfid,
+inception_score, kid, precision, recall, density, coverage; by default those that the protocol's papers report. They
+need the weights of the FID Inception network, from --inception-weights or ~/.cache/diffusion_jax. With the weights of
+DINOv2 or CLIP there are fd_dinov2 and cmmd too. The samples of a run become uint8 by the protocol's rule.
 
 Metrics of 8×8 digits, without a protocol: frechet_distance and class_agreement, by a small classifier that is trained
 in seconds when first needed. That distance is a number of its extractor, which is always named, and is not FID.
@@ -39,9 +40,11 @@ def define_flags(values: flags.FlagValues) -> None:
     text, switch = flags.DEFINE_string, flags.DEFINE_bool
     text("samples", None, "A .npz (arr_0 uint8 [N, H, W, 3], arr_1 labels) or a folder of images.", flag_values=values)
     text("reference", None, "A .npz file, digits[:SPLIT], folder:PATH or tfds:NAME.", flag_values=values)
-    text("protocol", None, "adm, ldm, uvit or clean.", flag_values=values)
+    text("protocol", None, "adm, ldm, uvit, clean or edm.", flag_values=values)
     flags.DEFINE_list("metrics", None, "Which metrics; by default those of the protocol.", flag_values=values)
     text("inception_weights", None, "The weight file; by default the one in the cache folder.", flag_values=values)
+    text("dinov2_weights", None, "dinov2_vitl14_pretrain.pth, for fd_dinov2.", flag_values=values)
+    text("clip_weights", None, "The weights of CLIP ViT-L/14 at 336 pixels, for cmmd.", flag_values=values)
     flags.DEFINE_enum("precision", "float32", ["float32", "fast"], "Of the Inception network.", flag_values=values)
     text("out", None, "The result, a .json file.", flag_values=values)
     text("compare", None, "An older result to set beside this one.", flag_values=values)
@@ -76,6 +79,8 @@ def run(values: flags.FlagValues) -> None:
         protocol=values.protocol,
         metrics=None if values.metrics is None else tuple(values.metrics),
         inception_weights=values.inception_weights,
+        dinov2_weights=values.dinov2_weights,
+        clip_weights=values.clip_weights,
         precision=values.precision,
         allow_few=values.allow_few,
         allow_other_resize=values.allow_other_resize,
@@ -134,6 +139,7 @@ def protocol_table(result: dict[str, Any], reference: str | None) -> list[str]:
     count = result["count"]
     shown = f"{count // 1000}K" if count % 1000 == 0 else str(count)
     titles = {"fid": f"FID-{shown}", "sfid": f"sFID-{shown}", "inception_score": "Inception Score", "kid": "KID × 10³"}
+    titles |= {"fd_dinov2": f"FD-DINOv2-{shown}", "cmmd": "CMMD"}
     values, lines = result["metrics"], []
     for name, value in values.items():
         if name.endswith("_std"):
@@ -143,7 +149,8 @@ def protocol_table(result: dict[str, Any], reference: str | None) -> list[str]:
         beside = "" if spread is None else f" ± {factor * spread:.4f}"
         lines.append(f"{titles.get(name, name):<20}{factor * value:>12.4f}{beside}")
     protocol, extractor = result["protocol"], result["extractor"]
-    lines.append(f"protocol {protocol['name']}; extractor {extractor['name']}; reference {reference}; {count} images")
+    names = ", ".join(each["name"] for each in (extractor, *extractor.get("further", [])))
+    lines.append(f"protocol {protocol['name']}; extractor {names}; reference {reference}; {count} images")
     return lines + [f"warning: {text}" for text in result["warnings"]]
 
 

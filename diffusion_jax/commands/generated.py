@@ -8,6 +8,7 @@ from absl import flags
 from diffusion_jax.commands.sample import open_guides, sampling_overrides
 from diffusion_jax.data import Batch
 from diffusion_jax.errors import UserError
+from diffusion_jax.evaluation.scoring import uint8_rule
 from diffusion_jax.parallel import processes
 from diffusion_jax.sample_archive import SampleArchive
 from diffusion_jax.training.drawn import DrawnImages
@@ -20,7 +21,7 @@ class GeneratedImages(DrawnImages):
     """The samples of a run that flags name.
 
     Args:
-      values: the flags of `sample`.
+      values: the flags of `sample` or `evaluate`.
       save: a .npz to write the images to, in ADM's format; None writes none.
 
     Raises:
@@ -39,7 +40,8 @@ class GeneratedImages(DrawnImages):
         if values.known is not None:
             shape = (system.data.image_size, system.data.image_size, system.data.channels)
             known = read_known_pixels(values.known, values.num, shape)
-        stream = SampleStream(system, mesh, open_guides(values, system), known=known)
+        rule = uint8_rule(values.protocol)
+        stream = SampleStream(system, mesh, open_guides(values, system), known=known, uint8=rule)
         labels = choose_labels(stream, values.labels, values.num, system.facts.num_classes, values.seed)
         facts = {
             "workdir": str(values.workdir),
@@ -55,7 +57,7 @@ class GeneratedImages(DrawnImages):
         archive = None
         if self.save is not None and processes.is_main():
             labels = self.labels if self.stream.labelled else None
-            archive = SampleArchive(self.save, (self.count, *self.image_shape), labels)
+            archive = SampleArchive(self.save, (self.count, *self.image_shape), labels, self.describe())
         drawn = 0
         for batch in super().batches():
             if archive is not None:

@@ -6,7 +6,7 @@
 Images go through the library's own transform (halved by a box filter, resized bicubically, cropped at the centre; see
 the record in the file), each of the split once, none mirrored. The .npz has mu, sigma, mu_s, sigma_s under the names of
 ADM and pytorch-fid, whose programs read it too; the features of up to 10,000 images for KID, precision and recall; and
-how all of it was made.
+how all of it was made. With --metrics=fid,fd_dinov2,cmmd it serves the networks of those metrics.
 """
 
 import pathlib
@@ -22,8 +22,11 @@ def define_flags(values: flags.FlagValues) -> None:
     number(
         "image_size", None, "Height and width of the images, pixels; not for .npz.", lower_bound=1, flag_values=values
     )
-    text("protocol", "adm", "adm, ldm, uvit or clean: decides how images reach the network.", flag_values=values)
+    text("protocol", "adm", "adm, ldm, uvit, clean or edm: decides how images reach the network.", flag_values=values)
     text("inception_weights", None, "The weight file; by default the one in the cache folder.", flag_values=values)
+    flags.DEFINE_list("metrics", None, "Those to serve; by default all of the Inception network.", flag_values=values)
+    text("dinov2_weights", None, "dinov2_vitl14_pretrain.pth, for fd_dinov2.", flag_values=values)
+    text("clip_weights", None, "The weights of CLIP ViT-L/14 at 336 pixels, for cmmd.", flag_values=values)
     number("keep", 10_000, "Images whose features are kept.", lower_bound=0, flag_values=values)
     text("out", None, "The statistics, a .npz file.", flag_values=values)
     flags.DEFINE_bool("overwrite", False, "Replace the file if it is there.", flag_values=values)
@@ -34,11 +37,11 @@ def run(values: flags.FlagValues) -> None:
     """Runs the command."""
     from diffusion_jax.data import DataConfig, open_source
     from diffusion_jax.errors import UserError
+    from diffusion_jax.evaluation.evaluator import METRIC_NEEDS, check_metrics
     from diffusion_jax.evaluation.image_sets import ImageSet, SampleFile, SourceImages
-    from diffusion_jax.evaluation.inception_features import InceptionFeatures
-    from diffusion_jax.evaluation.inception_weights import load_inception
     from diffusion_jax.evaluation.protocols import protocol_named
     from diffusion_jax.evaluation.references import reference_from_images, write_reference
+    from diffusion_jax.evaluation.scoring import ScoringConfig, open_extractor
 
     out = pathlib.Path(values.out)
     if out.suffix != ".npz":
@@ -46,6 +49,13 @@ def run(values: flags.FlagValues) -> None:
     if out.exists() and not values.overwrite:
         raise UserError(f"--out {out} is already there; use another name or --overwrite")
     protocol = protocol_named(values.protocol)
+    config = ScoringConfig(
+        inception_weights=values.inception_weights,
+        dinov2_weights=values.dinov2_weights,
+        clip_weights=values.clip_weights,
+    )
+    metrics = values.metrics or ["fid"]
+    check_metrics(metrics, config.offered())
     images: ImageSet
     if values.data.endswith(".npz"):
         images = SampleFile(pathlib.Path(values.data))
@@ -53,8 +63,7 @@ def run(values: flags.FlagValues) -> None:
         raise UserError(f"--data {values.data} needs --image-size, the pixels to crop and resize to")
     else:
         images = SourceImages(open_source(DataConfig(values.data, values.image_size, values.split)))
-    network, weights_sha256 = load_inception(values.inception_weights)
-    extractor = InceptionFeatures.under(protocol, network, weights_sha256)
+    extractor = open_extractor(config, protocol, {METRIC_NEEDS[metric] for metric in metrics})
     reference = reference_from_images(images, extractor, values.keep)
     write_reference(out, reference)
-    print(f"{out}: {reference.facts['count']} images, {extractor.name}, {protocol.resize}")
+    print(f"{out}: {reference.facts['count']} images, {extractor.name}, {extractor.resize}")

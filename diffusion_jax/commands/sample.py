@@ -4,9 +4,10 @@
     diffusion-jax sample --workdir runs/dit_xl2 --out fid50k --num 50000 --labels uniform --sampler ddpm --steps 250
 
 Writes samples.npz (arr_0: uint8 [N, H, W, 3], arr_1: int labels; the format of ADM's evaluation) and samples.png, a
-labelled grid of the first ones; an unconditional model's samples have no labels. Sample i is a function of the
-checkpoint, its label, --seed and i: neither the number of samples nor the batch size nor the number of devices changes
-it. All images of a batch are drawn, wanted or not: for a few samples a --batch-size of their number saves time.
+labelled grid of the first ones; an unconditional model's samples have no labels. `info` in the .npz says how they were
+drawn and made 8-bit: rounded to nearest, or by the rule of the evaluation that --protocol names. Sample i is a function
+of the checkpoint, its label, --seed and i: neither the number of samples nor the batch size nor the number of devices
+changes it. All images of a batch are drawn, wanted or not: for a few samples a --batch-size of their number saves time.
 
 --similarity package.module:function guides by any differentiable function of (predicted images [B, H, W, C] in [-1, 1],
 labels [B]) that gives [B] numbers: a likelihood, a measurement, a scaled similarity to a caption.
@@ -37,6 +38,9 @@ def define_flags(values: flags.FlagValues) -> None:
     """Adds this command's flags to `values`."""
     flags.DEFINE_string("out", None, "Folder for samples.npz and samples.png.", flag_values=values)
     flags.DEFINE_bool("overwrite", False, "Replace samples already in --out.", flag_values=values)
+    flags.DEFINE_string(
+        "protocol", None, "Make the samples 8-bit by the rule of this evaluation protocol.", flag_values=values
+    )
     define_run_flags(values)
     flags.mark_flags_as_required(["workdir", "out", "num"], flag_values=values)
 

@@ -10,13 +10,13 @@ from jax.experimental import multihost_utils
 
 import diffusion_jax
 from diffusion_jax.errors import UserError, did_you_mean
+from diffusion_jax.evaluation.combined_features import CombinedFeatures
 from diffusion_jax.evaluation.frechet import frechet_distance
-from diffusion_jax.evaluation.inception_features import InceptionFeatures
 from diffusion_jax.evaluation.inception_score import inception_score
-from diffusion_jax.evaluation.kid import kernel_distance
+from diffusion_jax.evaluation.kid import clip_distance, kernel_distance
 from diffusion_jax.evaluation.precision_recall import precision_recall
 from diffusion_jax.evaluation.protocols import Protocol
-from diffusion_jax.evaluation.references import Reference
+from diffusion_jax.evaluation.references import KEYS, Reference
 from diffusion_jax.evaluation.statistics import FeatureStatistics
 
 METRIC_NEEDS = {
@@ -28,8 +28,13 @@ METRIC_NEEDS = {
     "recall": "features",
     "density": "features",
     "coverage": "features",
+    "fd_dinov2": "dinov2",
+    "cmmd": "clip",
 }
-"""Metrics of the Inception network by name, and what they are computed from."""
+"""Metrics by name, and what they are computed from: taps of the Inception network, or features of another."""
+
+# Of distances between moments: the tap, and the names under which files keep its moments.
+MOMENT_METRICS = {"fid": "2048", "sfid": "spatial", "fd_dinov2": "dinov2"}
 
 # As many images as features: below, the covariance is singular and the distance far too large.
 LEAST_IMAGES = 2048
@@ -43,7 +48,7 @@ class Evaluator:
 
     Args:
       protocol: by which rules.
-      extractor: prepared as the protocol says: `InceptionFeatures.under`.
+      extractor: prepared as the protocol says, with the taps that the metrics need.
       reference: statistics of the real images; None where only the Inception Score is wanted.
       metrics: names in `METRIC_NEEDS`; None takes those that the protocol's papers report.
       allow_few: measure Fréchet distances of fewer than 2048 images.
@@ -55,7 +60,7 @@ class Evaluator:
     def __init__(
         self,
         protocol: Protocol,
-        extractor: InceptionFeatures,
+        extractor: CombinedFeatures,
         reference: Reference | None,
         metrics: Sequence[str] | None = None,
         allow_few: bool = False,
@@ -86,9 +91,9 @@ class Evaluator:
         """
         needs = {METRIC_NEEDS[metric] for metric in self.metrics}
         sums: dict[str, FeatureStatistics] = {
-            tap: FeatureStatistics(self.extractor.widths[tap]) for tap in ("2048", "spatial") if tap in needs
+            tap: FeatureStatistics(self.extractor.widths[tap]) for tap in MOMENT_METRICS.values() if tap in needs
         }
-        kept: dict[str, list[np.ndarray]] = {"features": [], "logits": []}
+        kept: dict[str, list[np.ndarray]] = {"features": [], "logits": [], "clip": []}
         digest, count = hashlib.sha256(), 0
         for images in batches:
             measured = self._share(images)
@@ -100,6 +105,8 @@ class Evaluator:
                 kept["features"].append(measured["2048"])
             if "logits" in needs:
                 kept["logits"].append(measured[self.protocol.logits])
+            if "clip" in needs:
+                kept["clip"].append(measured["clip"])
         check_count(count, self.metrics, self.protocol, self.allow_few)
         values = self._distances(sums)
         if "inception_score" in self.metrics:
@@ -109,6 +116,8 @@ class Evaluator:
             values |= {"inception_score": score.mean, "inception_score_std": score.std}
         if "features" in needs:
             values |= self._neighbours(np.concatenate(kept["features"]))
+        if "cmmd" in self.metrics and self.reference is not None and self.reference.embeddings is not None:
+            values["cmmd"] = clip_distance(self.reference.embeddings, np.concatenate(kept["clip"]))
         return {"metrics": values, "count": count, "images_sha256": digest.hexdigest()}
 
     def _share(self, images: np.ndarray) -> dict[str, np.ndarray]:
@@ -128,7 +137,7 @@ class Evaluator:
 
     def _distances(self, sums: dict[str, FeatureStatistics]) -> dict[str, float]:
         values: dict[str, float] = {}
-        for metric, tap in (("fid", "2048"), ("sfid", "spatial")):
+        for metric, tap in MOMENT_METRICS.items():
             if metric in self.metrics and self.reference is not None:
                 values[metric] = frechet_distance(*sums[tap].finalise(), *self.reference.moments[tap])
         return values
@@ -148,18 +157,18 @@ class Evaluator:
         return values
 
 
-def check_metrics(metrics: Sequence[str]) -> None:
-    """Raises UserError unless all are names in `METRIC_NEEDS`."""
+def check_metrics(metrics: Sequence[str], offered: Iterable[str] = METRIC_NEEDS) -> None:
+    """Raises UserError, which names those `offered`, unless all are names in `METRIC_NEEDS`."""
     for metric in metrics:
         if metric not in METRIC_NEEDS:
-            raise UserError(f"metric '{metric}' is not known{did_you_mean(metric, METRIC_NEEDS)}")
+            raise UserError(f"metric '{metric}' is not known{did_you_mean(metric, offered)}")
 
 
 def check_count(count: int, metrics: Sequence[str], protocol: Protocol, allow_few: bool) -> None:
     """Raises UserError if a metric is asked of too few images."""
     if "kid" in metrics:
         _check_subsets(count, protocol, "the samples")
-    distances = [metric for metric in metrics if metric in ("fid", "sfid")]
+    distances = [metric for metric in metrics if metric in MOMENT_METRICS]
     if distances and count < LEAST_IMAGES and not allow_few:
         raise UserError(
             f"{distances[0]} of {count} images says little: below {LEAST_IMAGES} the covariance is singular, and "
@@ -181,8 +190,17 @@ def _check_reference(metric: str, reference: Reference | None) -> None:
         return
     if reference is None:
         raise UserError(f"metric '{metric}' compares with real images; name them by --reference")
-    if need in ("2048", "spatial") and need not in reference.moments:
-        raise UserError(f"{reference.name}: has no mu_s and sigma_s, from which sFID is made; leave out '{metric}'")
+    if metric in MOMENT_METRICS and need not in reference.moments:
+        mean, covariance = KEYS[need]
+        raise UserError(
+            f"{reference.name}: has no {mean} and {covariance}, from which '{metric}' is made; leave it out of "
+            "--metrics, or name real images"
+        )
+    if need == "clip" and reference.embeddings is None:
+        raise UserError(
+            f"{reference.name}: holds no images or embeddings, which '{metric}' compares with; leave it out of "
+            "--metrics, or name real images"
+        )
     if need == "features" and reference.features is None:
         raise UserError(
             f"{reference.name}: holds no images or features, which '{metric}' compares with; leave it out of "
@@ -200,7 +218,7 @@ def full_result(evaluator: Evaluator, measured: dict[str, Any], samples: dict[st
     """
     protocol, reference, count = evaluator.protocol, evaluator.reference, measured["count"]
     warnings = list(reference.facts.get("warnings", [])) if reference else []
-    if {"fid", "sfid"} & set(evaluator.metrics):
+    if set(MOMENT_METRICS) & set(evaluator.metrics):
         if count < FEW_IMAGES:
             warnings.append(f"a Fréchet distance of {count} images lies far above that of {protocol.sample_count}")
         elif count != protocol.sample_count:
@@ -225,6 +243,11 @@ def full_result(evaluator: Evaluator, measured: dict[str, Any], samples: dict[st
 def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
     """Why two results must not be compared, one line each; none if they may."""
 
+    def further(result: dict[str, Any]) -> dict[str, Any]:
+        return {each["name"]: each for each in result["extractor"].get("further", [])}
+
+    shared = further(ours).keys() & further(theirs).keys()
+
     def facts(result: dict[str, Any]) -> dict[str, Any]:
         reference = result.get("reference") or {}
         protocol = result.get("protocol") or {}
@@ -237,7 +260,7 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
             "reference": reference.get("sha256") or reference.get("identity"),
             "uint8 rule": result["samples"].get("uint8"),
             "labels": result["samples"].get("label_law"),
-        }
+        } | {name: further(result)[name] for name in sorted(shared)}
 
     other = facts(theirs)
     return [f"{name}: {value} and {other[name]}" for name, value in facts(ours).items() if value != other[name]]

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import pathlib
 import zipfile
 import zlib
@@ -53,6 +54,7 @@ class SampleFile:
 
     Attributes:
       labels: [N] integers, or None.
+      info: what the program that wrote the file says of it: `diffusion-jax sample` adds a JSON string `info`.
 
     Raises:
       UserError: no such file, a damaged one, or arrays of other names, dtypes or shapes.
@@ -69,6 +71,7 @@ class SampleFile:
             with archive.open("arr_0.npy") as stream:
                 shape, fortran_order, dtype = _header(stream)
             self.labels = _labels(path) if "arr_1" in names else None
+            self.info = _info(path) if "info" in names else {}
         if dtype != np.uint8:
             raise UserError(f"{path}: arr_0 is {dtype}; images are uint8 in 0…255, so quantise them before saving")
         if len(shape) != 4 or shape[3] != 3 or 0 in shape or fortran_order:
@@ -94,6 +97,7 @@ class SampleFile:
         with open(self.path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         facts = {"file": self.path.name, "sha256": digest, "count": self.count, "image_shape": list(self.image_shape)}
+        facts |= {key: self.info[key] for key in ("uint8", "label_law") if key in self.info}
         if self.labels is None:
             return {**facts, "label_counts": None}
         return {**facts, "label_counts": {str(k): n for k, n in sorted(Counter(self.labels.tolist()).items())}}
@@ -164,6 +168,12 @@ def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     if version == (1, 0):
         return np.lib.format.read_array_header_1_0(stream)
     return np.lib.format.read_array_header_2_0(stream)
+
+
+def _info(path: pathlib.Path) -> dict[str, Any]:
+    with np.load(path, allow_pickle=False) as archive:
+        info = json.loads(str(archive["info"]))
+    return info if isinstance(info, dict) else {}
 
 
 def _labels(path: pathlib.Path) -> np.ndarray:

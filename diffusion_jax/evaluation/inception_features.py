@@ -1,28 +1,20 @@
-"""Features of any number of uint8 images, by the Inception network on all devices of this process."""
+"""The extractor of FID and its relatives: the Inception network on uint8 images, prepared as a protocol says."""
 
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation.inception import TAP_WIDTHS, InceptionV3, NetworkPrecision
+from diffusion_jax.evaluation.network_features import NetworkFeatures
 from diffusion_jax.evaluation.protocols import Protocol
 from diffusion_jax.evaluation.resize import ResizeRule, ScaleRule, network_input
-
-# Large enough for full speed, small enough to hold the first layers' activations: 30 MB an image.
-IMAGES_PER_DEVICE = {"cpu": 16}
-IMAGES_PER_ACCELERATOR = 64
 
 METRIC_TAPS: tuple[str, ...] = ("2048", "spatial", "logits_unbiased")
 
 
-class InceptionFeatures:
+class InceptionFeatures(NetworkFeatures):
     """The extractor of FID and its relatives: preparation of the images, network, precision.
-
-    Images go through the network in batches of one size, the last one filled up, so that the features of an image
-    do not depend on its company.
 
     Args:
       network: with weights.
@@ -54,21 +46,26 @@ class InceptionFeatures:
         devices: list[jax.Device] | None = None,
         images_per_device: int | None = None,
     ):
-        devices = devices or jax.local_devices()
-        mesh = Mesh(np.array(devices), ("batch",))
-        platform = devices[0].platform
-        self.batch_size = len(devices) * (images_per_device or IMAGES_PER_DEVICE.get(platform, IMAGES_PER_ACCELERATOR))
+        def prepare(images: jax.Array) -> jax.Array:
+            return network_input(images, resize, scale)
+
+        def apply(network: InceptionV3, x: jax.Array) -> dict[str, jax.Array]:
+            features = network(x, precision)
+            return {tap: features[tap] for tap in taps}
+
+        widths = {tap: TAP_WIDTHS[tap] for tap in taps}
+        super().__init__(
+            network,
+            widths,
+            prepare=prepare,
+            apply=apply,
+            one_by_one=True,
+            devices=devices,
+            images_per_device=images_per_device,
+        )
         self.resize, self.scale, self.precision = resize, scale, precision
-        self.taps = taps
-        self.widths = {tap: TAP_WIDTHS[tap] for tap in taps}
         self.weights_sha256 = weights_sha256
         self.name = "inception-2015-12-05" + ("" if precision == "float32" else "-fast")
-        self._platform = platform
-        self._split = NamedSharding(mesh, PartitionSpec("batch"))
-        self._network = jax.device_put(network, NamedSharding(mesh, PartitionSpec()))
-        # Two programs: only the small one is compiled again for images of another size.
-        self._prepare = jax.jit(lambda images: network_input(images, resize, scale))
-        self._run = jax.jit(self._chosen_taps)
 
     @classmethod
     def under(
@@ -87,39 +84,6 @@ class InceptionFeatures:
             taps=("2048", "spatial", protocol.logits),
             weights_sha256=weights_sha256,
         )
-
-    def _chosen_taps(self, network: InceptionV3, x: jax.Array) -> dict[str, jax.Array]:
-        features = network(x, self.precision)
-        return {tap: features[tap] for tap in self.taps}
-
-    def measure(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """Features at every chosen tap.
-
-        Args:
-          images: [N, H, W, 3] uint8, any N ≥ 0.
-
-        Returns:
-          By tap, [N, width] float32, on the host.
-
-        Raises:
-          UserError: images of another dtype or shape.
-        """
-        check_images(images)
-        parts: dict[str, list[jax.Array]] = {tap: [] for tap in self.taps}
-        for start in range(0, len(images), self.batch_size):
-            batch = images[start : start + self.batch_size]
-            missing = self.batch_size - len(batch)
-            filled = np.concatenate([batch, np.zeros((missing, *batch.shape[1:]), np.uint8)]) if missing else batch
-            # Nothing waits here: the devices work on while the host prepares the next batch.
-            features = self._run(self._network, self._prepare(jax.device_put(filled, self._split)))
-            for tap in self.taps:
-                parts[tap].append(features[tap])
-        return {
-            tap: np.concatenate([np.empty((0, TAP_WIDTHS[tap]), np.float32), *map(np.asarray, parts[tap])])[
-                : len(images)
-            ]
-            for tap in self.taps
-        }
 
     def features(self, images: np.ndarray) -> np.ndarray:
         """The features of FID, [N, 2048] float32; arguments and errors as `measure`."""
@@ -140,20 +104,5 @@ class InceptionFeatures:
             "feature_width": self.feature_width,
             "resize": self.resize,
             "scale": self.scale,
-            "precision": f"{precision}, on {self._platform}",
+            "precision": f"{precision}, on {self.platform}",
         }
-
-
-def check_images(images: np.ndarray) -> None:
-    """Raises UserError unless `images` is uint8 [N, H, W, 3]."""
-    if images.dtype != np.uint8:
-        raise UserError(
-            f"images are {images.dtype}, the Inception network takes uint8 in 0…255; quantise them as the protocol says"
-        )
-    if images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape[1:]:
-        kinds = {1: "grey", 4: "RGBA"}
-        kind = kinds.get(images.shape[-1], "other") if images.ndim == 4 else "other"
-        raise UserError(
-            f"images have shape {list(images.shape)} ({kind}), the Inception network takes RGB [N, H, W, 3]; "
-            "convert them to RGB"
-        )

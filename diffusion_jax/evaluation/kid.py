@@ -65,9 +65,9 @@ def clip_distance(real: ArrayLike, fake: ArrayLike) -> float:
       fake: [M, D] features.
 
     Raises:
-      UserError: widths that differ, or values that are not finite.
+      UserError: widths that differ, features that are all zero, or values that are not finite.
     """
-    x, y = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in feature_pair(real, fake))
+    x, y = (_directions(rows, name) for rows, name in zip(feature_pair(real, fake), ("real", "fake"), strict=True))
 
     # All kernels are nearly 1; without the ones, which cancel in the sum, no digits are lost.
     def kernel_sum(a: np.ndarray, b: np.ndarray) -> float:
@@ -76,6 +76,13 @@ def clip_distance(real: ArrayLike, fake: ArrayLike) -> float:
 
     within = _blocked(kernel_sum, x, x) / len(x) ** 2 + _blocked(kernel_sum, y, y) / len(y) ** 2
     return CMMD_SCALE * (within - 2 * _blocked(kernel_sum, x, y) / (len(x) * len(y)))
+
+
+def _directions(rows: np.ndarray, name: str) -> np.ndarray:
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    if not lengths.all():
+        raise UserError(f"{name} features: those of image {lengths.argmin()} are all zero; remove that image")
+    return rows / lengths
 
 
 def _cubic_sum(a: np.ndarray, b: np.ndarray) -> float:

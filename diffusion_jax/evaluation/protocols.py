@@ -5,9 +5,8 @@ from typing import Any, Literal
 
 from diffusion_jax.errors import UserError, did_you_mean
 from diffusion_jax.evaluation.inception_score import DEFAULT_SPLITS, SplitConvention
-from diffusion_jax.evaluation.resize import ResizeRule, ScaleRule
-
-Uint8Rule = Literal["trunc(127.5x+128)", "trunc(127.5(x+1))"]
+from diffusion_jax.evaluation.resize import ResizeRule, ScaleRule, VisionResizeRule
+from diffusion_jax.pictures import Uint8Rule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +30,7 @@ class Protocol:
       kid_subsets: subsets that KID averages over.
       kid_subset_size: images of each side in a subset.
       kid_seed: of the subsets.
+      dinov2_resize: how images come to the 224 × 224 pixels of DINOv2.
     """
 
     name: str
@@ -49,6 +49,7 @@ class Protocol:
     kid_subsets: int = 100
     kid_subset_size: int = 1000
     kid_seed: int = 2020
+    dinov2_resize: VisionResizeRule = "pil_bicubic_uint8"
 
     def describe(self) -> dict[str, Any]:
         """All of it, ready for JSON."""
@@ -103,6 +104,17 @@ PROTOCOLS = {
             reference="a data set and split of clean-fid's own statistics",
             inception_score="torch_fidelity",
             inception_splits=10,
+        ),
+        Protocol(
+            name="edm",
+            papers="EDM, EDM2",
+            resize="tf1_bilinear",
+            scale="(x-128)/128",
+            uint8="trunc(127.5x+128)",
+            metrics=("fid",),
+            sample_count=50_000,
+            reference="the whole training set",
+            dinov2_resize="bicubic_antialias",
         ),
     )
 }

@@ -11,15 +11,18 @@ from typing import Any
 import numpy as np
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.evaluation.combined_features import CombinedFeatures
 from diffusion_jax.evaluation.image_sets import DAMAGE, ImageSet, SampleFile
-from diffusion_jax.evaluation.inception_features import InceptionFeatures
 from diffusion_jax.evaluation.statistics import FeatureStatistics
 from diffusion_jax.files import write_atomically
 
 Moments = tuple[np.ndarray, np.ndarray]
 
-# By tap: the names under which ADM's files and pytorch-fid's keep mean and covariance.
-KEYS = {"2048": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
+# By tap: the names under which mean and covariance are kept; the first two are those of ADM's files and pytorch-fid's.
+KEYS = {"2048": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s"), "dinov2": ("mu_dinov2", "sigma_dinov2")}
+
+# By tap: the names under which features of single images are kept.
+KEPT_KEYS = {"2048": "features", "clip": "embeddings"}
 
 # Images kept for metrics that compare images one by one; as many as ADM's files hold.
 KEPT_IMAGES = 10_000
@@ -35,21 +38,23 @@ class Reference:
       moments: by tap, mean [D] and covariance [D, D], float64, of all the images.
       features: [M, 2048] of some or all of the images, for KID, precision and recall; None if there are none.
       facts: what a result states of it, ready for JSON.
+      embeddings: [M, 768] of CLIP, of some or all of the images, for CMMD; None if there are none.
     """
 
     name: str
     moments: Mapping[str, Moments]
     features: np.ndarray | None
     facts: dict[str, Any]
+    embeddings: np.ndarray | None = None
 
 
-def reference_from_images(images: ImageSet, extractor: InceptionFeatures, keep: int = KEPT_IMAGES) -> Reference:
+def reference_from_images(images: ImageSet, extractor: CombinedFeatures, keep: int = KEPT_IMAGES) -> Reference:
     """Measures real images.
 
     Args:
       images: every one is used once, as it is.
-      extractor: with the taps "2048" and "spatial".
-      keep: features kept for KID, precision and recall, of images evenly spaced over the set.
+      extractor: with the taps that the metrics need.
+      keep: features kept for KID, precision, recall and CMMD, of images evenly spaced over the set.
 
     Raises:
       UserError: fewer than two images, or images that the extractor does not take.
@@ -58,12 +63,14 @@ def reference_from_images(images: ImageSet, extractor: InceptionFeatures, keep: 
     keep = min(keep, images.count)
     kept = np.zeros(images.count, bool)
     kept[np.arange(keep) * images.count // max(keep, 1)] = True
-    features, seen = [], 0
+    rows: dict[str, list[np.ndarray]] = {tap: [] for tap in extractor.taps if tap in KEPT_KEYS}
+    seen = 0
     for batch in images.batches():
         measured = extractor.measure(batch["image"])
         for tap, sums in statistics.items():
             sums.update(measured[tap])
-        features.append(measured["2048"][kept[seen : seen + len(batch["image"])]])
+        for tap, parts in rows.items():
+            parts.append(measured[tap][kept[seen : seen + len(batch["image"])]])
         seen += len(batch["image"])
     facts = {
         **images.describe(),
@@ -73,15 +80,18 @@ def reference_from_images(images: ImageSet, extractor: InceptionFeatures, keep: 
         "weights_sha256": extractor.weights_sha256,
         "resize": extractor.resize,
         "scale": extractor.scale,
+        "further": extractor.describe().get("further", []),
         "kept_features": keep,
     }
     moments = {tap: sums.finalise() for tap, sums in statistics.items()}
-    return Reference(images.name, moments, np.concatenate(features) if keep else None, facts)
+    features, embeddings = (np.concatenate(rows[tap]) if keep and tap in rows else None for tap in KEPT_KEYS)
+    return Reference(images.name, moments, features, facts, embeddings)
 
 
 def write_reference(path: pathlib.Path, reference: Reference) -> None:
     """Writes `mu`, `sigma`, `mu_s`, `sigma_s` under the names of ADM and pytorch-fid, `n`, `features`, and `info`.
 
+    Those of other networks are `mu_dinov2`, `sigma_dinov2` and `embeddings`.
     `info` is a JSON string of the facts. ADM's and pytorch-fid's own programs read the file.
 
     Raises:
@@ -94,8 +104,9 @@ def write_reference(path: pathlib.Path, reference: Reference) -> None:
     for tap, (mean, covariance) in reference.moments.items():
         mean_key, covariance_key = KEYS[tap]
         arrays |= {mean_key: mean, covariance_key: covariance}
-    if reference.features is not None:
-        arrays["features"] = reference.features
+    for tap, rows in (("2048", reference.features), ("clip", reference.embeddings)):
+        if rows is not None:
+            arrays[KEPT_KEYS[tap]] = rows
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     try:
@@ -113,7 +124,7 @@ def is_statistics_file(path: pathlib.Path) -> bool:
         return False
 
 
-def read_reference(path: pathlib.Path, extractor: InceptionFeatures, allow_other_resize: bool = False) -> Reference:
+def read_reference(path: pathlib.Path, extractor: CombinedFeatures, allow_other_resize: bool = False) -> Reference:
     """Reads the statistics files of this library, of ADM (`VIRTUAL_*.npz`) and of pytorch-fid.
 
     Args:
@@ -132,7 +143,7 @@ def read_reference(path: pathlib.Path, extractor: InceptionFeatures, allow_other
             arrays = {key: archive[key] for keys in KEYS.values() for key in keys if key in names}
             info = json.loads(str(archive["info"])) if "info" in names else {}
             count = int(archive["n"]) if "n" in names else None
-            features = archive["features"] if "features" in names else None
+            rows = {tap: archive[key] for tap, key in KEPT_KEYS.items() if key in names and tap in extractor.widths}
     except FileNotFoundError:
         raise UserError(f"--reference {path}: there is no such file") from None
     except DAMAGE as error:
@@ -141,13 +152,16 @@ def read_reference(path: pathlib.Path, extractor: InceptionFeatures, allow_other
     moments = {
         tap: _moments(path, arrays, tap, extractor.widths[tap])
         for tap, keys in KEYS.items()
-        if tap in extractor.widths and (tap == "2048" or keys[0] in names)
+        if tap in extractor.widths and (tap == "2048" or names & {*keys})
     }
     warnings = _check_record(path, info, extractor, allow_other_resize)
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if features is None and "arr_0" in names:
-        features = np.concatenate([extractor.features(batch["image"]) for batch in SampleFile(path).batches()])
+    absent = [tap for tap in KEPT_KEYS if tap in extractor.widths and tap not in rows]
+    if absent and "arr_0" in names:
+        measured = [extractor.measure(batch["image"]) for batch in SampleFile(path).batches()]
+        rows |= {tap: np.concatenate([each[tap] for each in measured]) for tap in absent}
+    features, embeddings = (rows.get(tap) for tap in KEPT_KEYS)
     facts = {
         "file": path.name,
         "sha256": digest,
@@ -156,7 +170,7 @@ def read_reference(path: pathlib.Path, extractor: InceptionFeatures, allow_other
         "kept_features": 0 if features is None else len(features),
         "warnings": warnings,
     }
-    return Reference(str(path), moments, features, facts)
+    return Reference(str(path), moments, features, facts, embeddings)
 
 
 def _moments(path: pathlib.Path, arrays: Mapping[str, np.ndarray], tap: str, width: int) -> Moments:
@@ -179,10 +193,22 @@ def _moments(path: pathlib.Path, arrays: Mapping[str, np.ndarray], tap: str, wid
     return mean, covariance
 
 
-def _check_record(path: pathlib.Path, info: dict[str, Any], extractor: InceptionFeatures, allow: bool) -> list[str]:
+def _check_record(path: pathlib.Path, info: dict[str, Any], extractor: CombinedFeatures, allow: bool) -> list[str]:
     """What differs between the record and the extractor; an error unless it is allowed."""
-    ours = {"extractor": extractor.name, "resize": extractor.resize, "scale": extractor.scale}
-    differing = [f"{key} {info[key]}, not {value}" for key, value in ours.items() if info.get(key, value) != value]
+    recorded = {each["name"]: each for each in info.get("further", [])}
+    if "extractor" in info:
+        recorded[info["extractor"]] = info
+    facts = extractor.describe()
+    differing = []
+    if "extractor" in info and "2048" in extractor.widths and facts["name"] not in recorded:
+        differing.append(f"extractor {info['extractor']}, not {facts['name']}")
+    for each in (facts, *facts.get("further", [])):
+        theirs = recorded.get(each["name"], {})
+        differing += [
+            f"{key} {theirs[key]}, not {each[key]}"
+            for key in ("resize", "scale")
+            if key in theirs and theirs[key] != each[key]
+        ]
     if differing and not allow:
         raise UserError(
             f"{path}: was made with {'; '.join(differing)}; choose the protocol it was made for, or "

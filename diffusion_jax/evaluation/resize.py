@@ -6,10 +6,12 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 SIZE = 299
 
 ResizeRule = Literal["tf1_bilinear", "half_pixel_bilinear", "pil_bicubic"]
+VisionResizeRule = Literal["pil_bicubic_uint8", "bicubic_antialias"]
 ScaleRule = Literal["(x-128)/128", "x/127.5-1"]
 
 
@@ -41,9 +43,40 @@ def pil_bicubic(images: jax.Array) -> jax.Array:
 
     Shapes as `tf1_bilinear`.
     """
-    shape = (images.shape[0], SIZE, SIZE, images.shape[3])
-    resized = jax.image.resize(images, shape, "bicubic", antialias=True, precision=jax.lax.Precision.HIGHEST)
-    return jnp.clip(resized, 0, 255)
+    return jnp.clip(bicubic_antialias(images, SIZE), 0, 255)
+
+
+def bicubic_antialias(images: jax.Array, size: int) -> jax.Array:
+    """PyTorch's `interpolate(mode="bicubic", antialias=True)` on floats, which EDM2 takes for DINOv2; not clipped.
+
+    Args:
+      images: [B, H, W, C] float32.
+      size: S, pixels.
+
+    Returns:
+      [B, S, S, C] float32.
+    """
+    shape = (images.shape[0], size, size, images.shape[3])
+    return jax.image.resize(images, shape, "bicubic", antialias=True, precision=jax.lax.Precision.HIGHEST)
+
+
+def pil_bicubic_uint8(images: np.ndarray, size: int, crop: bool = False) -> np.ndarray:
+    """Pillow's bicubic filter on 8-bit images, rounded after each of its two passes: on the host, by Pillow itself.
+
+    Args:
+      images: [B, H, W, 3] uint8.
+      size: S, pixels.
+      crop: cut the central square out first.
+
+    Returns:
+      [B, S, S, 3] uint8.
+    """
+    if crop:
+        side = min(images.shape[1:3])
+        top, left = ((length - side) // 2 for length in images.shape[1:3])
+        images = images[:, top : top + side, left : left + side]
+    bicubic = Image.Resampling.BICUBIC
+    return np.stack([np.asarray(Image.fromarray(image).resize((size, size), bicubic)) for image in images])
 
 
 RESIZES: dict[str, Callable[[jax.Array], jax.Array]] = {

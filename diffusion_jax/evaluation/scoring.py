@@ -2,22 +2,31 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
-from typing import Any, Literal, Protocol
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+from typing import Protocol as Interface
 
 from diffusion_jax.data.digits import NATIVE_SIZE
 from diffusion_jax.errors import UserError, did_you_mean
 from diffusion_jax.evaluation import metrics as digits_metrics
+from diffusion_jax.evaluation.combined_features import CombinedFeatures
 from diffusion_jax.evaluation.evaluator import METRIC_NEEDS, Evaluator, check_count, check_metrics, full_result
 from diffusion_jax.evaluation.extractors import extractor_for
 from diffusion_jax.evaluation.image_sets import ImageSet, open_image_set
 from diffusion_jax.evaluation.inception_features import InceptionFeatures
 from diffusion_jax.evaluation.inception_weights import load_inception
-from diffusion_jax.evaluation.protocols import protocol_named
+from diffusion_jax.evaluation.protocols import Protocol, protocol_named
 from diffusion_jax.evaluation.references import is_statistics_file, read_reference, reference_from_images
+from diffusion_jax.evaluation.vision_features import VisionFeatures
+from diffusion_jax.evaluation.vision_weights import CLIP, DINOV2, VisionKind, find_weights, read_vision_transformer
+from diffusion_jax.pictures import ROUNDED, Uint8Rule
 
 DIGITS_METRICS = ("frechet_distance", "class_agreement")
-LOWER_IS_BETTER = ("fid", "sfid", "kid", "frechet_distance")
+LOWER_IS_BETTER = ("fid", "sfid", "kid", "fd_dinov2", "cmmd", "frechet_distance")
+DEFAULT_PROTOCOL = "adm"
+
+# Networks beside Inception, by the tap that metrics need of them.
+FURTHER: dict[str, VisionKind] = {"dinov2": DINOV2, "clip": CLIP}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,15 +39,19 @@ class ScoringConfig:
       protocol: rules of the Inception metrics; None means the digits classifier for 8×8 images and `adm` for others.
       metrics: their names; None takes those that the protocol's papers report.
       inception_weights: the weight file of the FID network; None means the one in the cache folder.
+      dinov2_weights: that of DINOv2, for `fd_dinov2`.
+      clip_weights: that of CLIP, for `cmmd`.
       precision: of that network; `fast` values are not for publication.
       allow_few: measure Fréchet distances of fewer than 2048 images.
       allow_other_resize: take statistics made under other rules.
     """
 
     reference: str | None = None
-    protocol: Literal["adm", "ldm", "uvit", "clean"] | None = None
+    protocol: Literal["adm", "ldm", "uvit", "clean", "edm"] | None = None
     metrics: tuple[str, ...] | None = None
     inception_weights: str | None = None
+    dinov2_weights: str | None = None
+    clip_weights: str | None = None
     precision: Literal["float32", "fast"] = "float32"
     allow_few: bool = False
     allow_other_resize: bool = False
@@ -46,6 +59,18 @@ class ScoringConfig:
     def scores_digits(self, image_shape: tuple[int, int, int]) -> bool:
         """Whether images of this shape are scored by the digits classifier."""
         return self.protocol is None and image_shape[:2] == (NATIVE_SIZE, NATIVE_SIZE)
+
+    def weights(self, tap: str) -> str | None:
+        """The weight file of a network in `FURTHER` that the settings name."""
+        return {"dinov2": self.dinov2_weights, "clip": self.clip_weights}[tap]
+
+    def offered(self) -> list[str]:
+        """The metrics whose networks can be had: those of DINOv2 and CLIP only where the user has the weights."""
+        return [
+            metric
+            for metric, need in METRIC_NEEDS.items()
+            if need not in FURTHER or find_weights(FURTHER[need], self.weights(need))
+        ]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,7 +101,7 @@ class EvaluateConfig(ScoringConfig):
         return value < on if self.best in LOWER_IS_BETTER else value > on
 
 
-class Scorer(Protocol):
+class Scorer(Interface):
     """Scores any number of sets of images against one reference."""
 
     def measure(self, samples: ImageSet) -> dict[str, Any]:
@@ -103,6 +128,38 @@ def open_scorer(config: ScoringConfig, image_shape: tuple[int, int, int], count:
     return (DigitsScorer if config.scores_digits(image_shape) else ProtocolScorer)(config, image_shape, count)
 
 
+def uint8_rule(protocol: str | None) -> Uint8Rule:
+    """The rule of a protocol by its name; where none is named, the samples are rounded to nearest.
+
+    Raises:
+      UserError: there is no such protocol.
+    """
+    return ROUNDED if protocol is None else protocol_named(protocol).uint8
+
+
+def open_extractor(config: ScoringConfig, protocol: Protocol, taps: Iterable[str]) -> CombinedFeatures:
+    """The networks that give some taps, or features of the Inception network of which a metric needs any.
+
+    Args:
+      config: where the weights are.
+      protocol: how images are prepared.
+      taps: what metrics need, as in `METRIC_NEEDS`.
+
+    Raises:
+      UserError: weights are missing or are others.
+    """
+    members: list[InceptionFeatures | VisionFeatures] = []
+    if set(taps) - FURTHER.keys():
+        network, checksum = load_inception(config.inception_weights)
+        members.append(InceptionFeatures.under(protocol, network, checksum, config.precision))
+    for tap, kind in FURTHER.items():
+        if tap in taps:
+            transformer, checksum = read_vision_transformer(kind, config.weights(tap))
+            resize = protocol.dinov2_resize if tap == "dinov2" else "pil_bicubic_uint8"
+            members.append(VisionFeatures(kind, transformer, tap, resize=resize, weights_sha256=checksum))
+    return CombinedFeatures(members)
+
+
 class DigitsScorer:
     """Scores 8×8 digits by their classifier, beside held-out digits; arguments as of `open_scorer`."""
 
@@ -125,12 +182,11 @@ class ProtocolScorer:
     """Scores images by the Inception network under a protocol; arguments as of `open_scorer`."""
 
     def __init__(self, config: ScoringConfig, image_shape: tuple[int, int, int], count: int):
-        protocol = protocol_named(config.protocol or "adm")
+        protocol = protocol_named(config.protocol or DEFAULT_PROTOCOL)
         metrics = config.metrics or protocol.metrics
-        check_metrics(metrics)
+        check_metrics(metrics, config.offered())
         check_count(count, metrics, protocol, config.allow_few)
-        network, weights_sha256 = load_inception(config.inception_weights)
-        extractor = InceptionFeatures.under(protocol, network, weights_sha256, config.precision)
+        extractor = open_extractor(config, protocol, {METRIC_NEEDS[metric] for metric in metrics})
         reference = None
         if config.reference is not None:
             path = pathlib.Path(config.reference)

@@ -10,8 +10,6 @@ from diffusion_jax.pictures import to_rgb
 from diffusion_jax.training.generation import SampleStream
 from diffusion_jax.training.system import System
 
-UINT8_RULE = "trunc(127.5x+128)"
-
 
 class DrawnImages:
     """An `ImageSet` that draws each image when it is asked for it; all processes must take part.
@@ -63,7 +61,7 @@ class DrawnImages:
             **self.facts,
             **({} if self.stream.labelled else {"label_law": None}),
             "seed": self.seed,
-            "uint8": UINT8_RULE,
+            "uint8": self.stream.uint8,
             "sampler": dict(self.system.config["sampler"]),
             "guidance": dict(self.system.config["guidance"]),
             "count": self.count,

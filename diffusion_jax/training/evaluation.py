@@ -7,7 +7,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.evaluation.scoring import open_scorer, values_of
+from diffusion_jax.evaluation.scoring import open_scorer, uint8_rule, values_of
 from diffusion_jax.files import write_atomically
 from diffusion_jax.parallel import processes
 from diffusion_jax.training.checkpoints import Checkpoints
@@ -32,7 +32,7 @@ class TrainingEvaluation:
 
     def __init__(self, system: System, mesh: Mesh, workdir: pathlib.Path):
         self.system, self.workdir, self.config = system, workdir, system.evaluate
-        self.stream = SampleStream(system, mesh)
+        self.stream = SampleStream(system, mesh, uint8=uint8_rule(self.config.protocol))
         self.labels = parse_labels(self.config.labels, self.config.num, system.facts.num_classes, system.train.seed)
         self.scorer = open_scorer(self.config, (system.data.image_size, system.data.image_size, 3), self.config.num)
         self.best: Checkpoints | None = None

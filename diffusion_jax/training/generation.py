@@ -25,7 +25,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.models.attention_kernels import attention_kernel
 from diffusion_jax.parallel import processes
 from diffusion_jax.parallel.mesh import batch_parts, local_rows, replicated, to_global
-from diffusion_jax.pictures import grid, save, to_uint8
+from diffusion_jax.pictures import ROUNDED, Uint8Rule, grid, save, to_uint8
 from diffusion_jax.training.known_pixels import KnownPixels
 from diffusion_jax.training.system import System
 
@@ -56,12 +56,13 @@ class Guides(NamedTuple):
 NO_GUIDES = Guides()
 
 
-def make_sample_function(system: System, guides: Guides) -> Callable[..., jax.Array]:
+def make_sample_function(system: System, guides: Guides, uint8: Uint8Rule = ROUNDED) -> Callable[..., jax.Array]:
     """Builds the program that draws one batch; the caller compiles it.
 
     Args:
       system: the run's parts.
       guides: the scales of further guidance; its networks are arguments of the result.
+      uint8: how pixels in −1 … 1 become uint8.
 
     Returns:
       A function (model, weaker model or None, classifier or None, first_stage, batch, seed) → [B, H, W, C] uint8. The
@@ -96,7 +97,7 @@ def make_sample_function(system: System, guides: Guides) -> Callable[..., jax.Ar
             recognise = log_probability(classifier, label)
             denoise = classifier_guidance(denoise, recognise, guides.classifier_scale, transforms)
         latents = sample(sampler, system.path, denoise, x, keys.purpose_key(seed, "sample_noise"), index)
-        images = to_uint8(first_stage.decode(latents))  # [B, H, W, C]
+        images = to_uint8(first_stage.decode(latents), uint8)  # [B, H, W, C]
         return images if known is None else known.paste(images)
 
     return draw
@@ -127,6 +128,7 @@ class SampleStream:
         the same bit for bit on any number of such devices as long as this number stays; another number, or a model
         split over "fsdp" or "tensor", may round a matrix product otherwise.
       known: pixels that the samples are to keep, or None.
+      uint8: how pixels in −1 … 1 become uint8.
 
     Raises:
       UserError: a sampler or guidance that does not fit the model.
@@ -143,6 +145,7 @@ class SampleStream:
         guides: Guides = NO_GUIDES,
         rows: int | None = None,
         known: KnownPixels | None = None,
+        uint8: Uint8Rule = ROUNDED,
     ):
         if system.classifies:
             raise UserError(
@@ -150,12 +153,12 @@ class SampleStream:
                 "the run as the --classifier-workdir of `diffusion-jax sample`"
             )
         self.mesh, self.attention = mesh, system.build("mesh").attention
-        self.guides, self.known = guides, known
+        self.guides, self.known, self.uint8 = guides, known, uint8
         self.labelled = bool(system.conditioner.spec.parts) or not (
             guides.classifier is None and guides.similarity is None
         )
         self.batch_size = (rows or system.sample.batch_size) * batch_parts(mesh)
-        function = make_sample_function(system, guides)
+        function = make_sample_function(system, guides, uint8)
         self.draw = jax.jit(function, out_shardings=replicated(mesh))
 
     def __call__(self, model: Any, first_stage: Any, labels: np.ndarray, seed: int) -> Iterator[np.ndarray]:

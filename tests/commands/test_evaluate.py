@@ -10,7 +10,7 @@ from PIL import Image
 from diffusion_jax.commands import evaluate, reference
 from diffusion_jax.data.digits import Digits
 from diffusion_jax.errors import UserError
-from diffusion_jax.evaluation import inception_weights, scoring
+from diffusion_jax.evaluation import scoring
 from diffusion_jax.evaluation.inception_features import InceptionFeatures
 
 
@@ -119,13 +119,12 @@ class Projection:
         return self.measure(images)["2048"]
 
     def describe(self):
-        return {"name": self.name, "resize": self.resize, "weights_sha256": self.weights_sha256}
+        return {"name": self.name, "resize": self.resize, "scale": self.scale, "weights_sha256": self.weights_sha256}
 
 
 @pytest.fixture
 def projection(monkeypatch):
-    for module in (scoring, inception_weights):
-        monkeypatch.setattr(module, "load_inception", lambda path: (None, "0" * 64))
+    monkeypatch.setattr(scoring, "load_inception", lambda path: (None, "0" * 64))
     monkeypatch.setattr(InceptionFeatures, "under", lambda protocol, *_: Projection(protocol))
 
 

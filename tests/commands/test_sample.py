@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffusion_jax.evaluation.image_sets import SampleFile
+
 
 @pytest.fixture(scope="module")
 def run(command_line, tmp_path_factory):
@@ -95,6 +97,15 @@ def test_mistakes_are_one_line(command_line, run, tmp_path, arguments, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_protocol_decides_how_samples_become_uint8(command_line, run, samples, tmp_path):
+    draw(command_line, run, tmp_path, "--num=20", "--labels=3,3,7", "--seed=5", "--params=raw", "--protocol=ldm")
+    darker = load(samples)[0].astype(int) - load(tmp_path)[0]
+    assert set(np.unique(darker)) == {0, 1} and 0.1 < darker.mean() < 0.9
+    for folder, rule in ((samples, "trunc(127.5x+128)"), (tmp_path, "trunc(127.5(x+1))")):
+        stated = SampleFile(folder / "samples.npz").describe()
+        assert (stated["uint8"], stated["label_law"]) == (rule, "3,3,7")
+
+
 def test_nothing_is_overwritten_silently(command_line, run, samples, tmp_path):
     _, error = draw(command_line, run, samples, "--num=1", status=2)
     assert "samples.npz is already there" in error
@@ -144,7 +155,7 @@ def test_an_unconditional_run_draws_without_labels(command_line, tmp_path):
         assert sheet.size == (8 * 66 + 2, 66 + 2)
     draw(command_line, tmp_path / "run", tmp_path / "out", "--num=20")
     with np.load(tmp_path / "out" / "samples.npz") as archive:
-        assert archive.files == ["arr_0"] and np.unique(archive["arr_0"], axis=0).shape == (20, 8, 8, 3)
+        assert archive.files == ["arr_0", "info"] and np.unique(archive["arr_0"], axis=0).shape == (20, 8, 8, 3)
     with Image.open(tmp_path / "out" / "samples.png") as sheet:
         assert sheet.size == (10 * 66 + 2, 2 * 66 + 2)
     _, error = draw(command_line, tmp_path / "run", tmp_path / "none", "--num=1", "--labels=3", status=2)
@@ -159,4 +170,4 @@ def test_an_unconditional_run_draws_without_labels(command_line, tmp_path):
     command_line.run("evaluate", f"--workdir={tmp_path / 'run'}", "--num=20", *measured)
     assert json.loads(result.read_text())["samples"]["label_law"] is None
     with np.load(tmp_path / "e.npz") as archive:
-        assert archive.files == ["arr_0"]
+        assert archive.files == ["arr_0", "info"]

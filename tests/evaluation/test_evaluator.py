@@ -3,11 +3,13 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.evaluation import frechet_distance, inception_score, kernel_distance, precision_recall
+from diffusion_jax.evaluation import clip_distance, frechet_distance, inception_score, kernel_distance, precision_recall
 from diffusion_jax.evaluation.evaluator import METRIC_NEEDS, Evaluator, differences, full_result
 from diffusion_jax.evaluation.image_sets import SampleFile
 from diffusion_jax.evaluation.protocols import PROTOCOLS, protocol_named
@@ -23,28 +25,29 @@ ADM = dataclasses.replace(PROTOCOLS["adm"], kid_subsets=5, kid_subset_size=50, i
 
 
 class Projection:
-    """Stands for the Inception network: fixed random projections of the pixels to every tap."""
+    """Stands for all networks together: fixed random projections of the pixels to every tap."""
 
     name, resize, scale, precision, weights_sha256 = "projection", "tf1_bilinear", "(x-128)/128", "float32", "0" * 64
-    taps = ("2048", "spatial", "logits_unbiased")
+    taps = ("2048", "spatial", "logits_unbiased", "dinov2", "clip")
 
     def __init__(self, **changes):
-        self.widths = dict(zip(self.taps, (12, 9, 7), strict=True))
+        self.widths = dict(zip(self.taps, (12, 9, 7, 5, 6), strict=True))
         for name, value in changes.items():
             setattr(self, name, value)
 
     def measure(self, images):
-        rows = images.reshape(len(images), -1).astype(np.float32) / 255
+        # In float64, whose last digits are rounded away: a product's rounding depends on how many rows it has.
+        rows = images.reshape(len(images), -1) / 255
         rng = np.random.default_rng(0)
         return {
-            tap: np.tanh(rows @ rng.normal(size=(192, width)).astype(np.float32)) for tap, width in self.widths.items()
+            tap: np.tanh(rows @ rng.normal(size=(192, width))).astype(np.float32) for tap, width in self.widths.items()
         }
 
     def features(self, images):
         return self.measure(images)["2048"]
 
     def describe(self):
-        return {"name": self.name, "resize": self.resize, "weights_sha256": self.weights_sha256}
+        return {"name": self.name, "resize": self.resize, "scale": self.scale, "weights_sha256": self.weights_sha256}
 
 
 def some_images(seed, count=COUNT, brightest=256):
@@ -87,6 +90,9 @@ def test_every_metric_is_that_of_the_features(reference):
     assert (values["inception_score"], values["inception_score_std"]) == score
     kid = kernel_distance(theirs["2048"], ours["2048"], 5, 50)
     assert (values["kid"], values["kid_std"]) == kid
+    dinov2 = frechet_distance(*moments(ours["dinov2"]), *moments(theirs["dinov2"]))
+    assert values["fd_dinov2"] == pytest.approx(dinov2, rel=1e-9)
+    assert values["cmmd"] == pytest.approx(clip_distance(theirs["clip"], ours["clip"]), rel=1e-9)
     near = precision_recall(theirs["2048"], ours["2048"], 3)._asdict()
     assert {name: values[name] for name in near} == near
 
@@ -97,7 +103,29 @@ def test_the_batch_size_does_not_matter(reference, size):
     whole, parts = (evaluator(reference).measure(batches(fake, n)) for n in (64, size))
     assert whole["images_sha256"] == parts["images_sha256"] and whole["count"] == parts["count"] == COUNT
     for name, value in whole["metrics"].items():
-        assert parts["metrics"][name] == pytest.approx(value, rel=1e-5), name
+        assert parts["metrics"][name] == pytest.approx(value, rel=1e-8), name
+
+
+def test_processes_that_share_the_work_equal_one(reference, monkeypatch):
+    """Two processes played one after the other: what each hands over is kept, then both receive both."""
+    parts, handed = batches(some_images(1), 77), {0: [], 1: []}
+    alone = evaluator(reference).measure(parts)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    for process in (0, 1):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        keep = handed[process].append
+        monkeypatch.setattr(
+            multihost_utils, "process_allgather", lambda x, keep=keep: (keep(x), np.stack([x, x]) + 1)[1]
+        )
+        evaluator(reference).measure(parts)
+    assert len(handed[0]) == len(handed[1]) == len(parts) * len(Projection.taps)
+    assert not np.array_equal(handed[0][0], handed[1][0])
+    both = map(np.stack, zip(handed[0], handed[1], strict=True))
+    monkeypatch.setattr(multihost_utils, "process_allgather", lambda x: next(both))
+    together = evaluator(reference).measure(parts)
+    assert together["count"] == COUNT and together["images_sha256"] == alone["images_sha256"]
+    for name, value in alone["metrics"].items():
+        assert together["metrics"][name] == pytest.approx(value, rel=1e-8), name
 
 
 def test_only_what_was_asked_for_is_measured(reference):
@@ -127,8 +155,12 @@ def test_what_a_metric_lacks_is_named_beforehand(reference):
     bare = dataclasses.replace(reference, features=None, moments={"2048": reference.moments["2048"]})
     with pytest.raises(UserError, match="has no mu_s and sigma_s"):
         evaluator(bare, ("sfid",))
+    with pytest.raises(UserError, match="has no mu_dinov2 and sigma_dinov2, from which 'fd_dinov2' is made"):
+        evaluator(bare, ("fd_dinov2",))
     with pytest.raises(UserError, match="holds no images or features, which 'kid' compares with"):
         evaluator(bare, ("kid",))
+    with pytest.raises(UserError, match="holds no images or embeddings, which 'cmmd' compares with"):
+        evaluator(dataclasses.replace(reference, embeddings=None), ("cmmd",))
 
 
 def test_a_result_states_what_it_depends_on_and_differences_are_found(reference):
@@ -152,9 +184,10 @@ def test_references_survive_being_stored(reference, tmp_path):
     write_reference(path, reference)
     assert is_statistics_file(path)
     stored = read_reference(path, Projection())
-    for tap in ("2048", "spatial"):
+    for tap in ("2048", "spatial", "dinov2"):
         for ours, theirs in zip(stored.moments[tap], reference.moments[tap], strict=True):
             assert np.array_equal(ours, theirs)
+    assert np.array_equal(stored.embeddings, reference.embeddings)
     assert np.array_equal(stored.features, reference.features) and stored.facts["count"] == COUNT
     assert stored.facts["recorded"]["resize"] == "tf1_bilinear"
     measured = [evaluator(r).measure([some_images(1)])["metrics"] for r in (stored, reference)]
@@ -177,7 +210,9 @@ def test_the_files_of_adm_and_pytorch_fid_are_read(reference, tmp_path):
     (mu, sigma), (mu_s, sigma_s) = reference.moments["2048"], reference.moments["spatial"]
     np.savez(tmp_path / "adm.npz", arr_0=some_images(0, 40), mu=mu, sigma=sigma, mu_s=mu_s, sigma_s=sigma_s)
     adm = read_reference(tmp_path / "adm.npz", Projection())
-    assert np.array_equal(adm.features, reference.features[:40]) and set(adm.moments) == {"2048", "spatial"}
+    np.testing.assert_allclose(adm.embeddings, reference.embeddings[:40], rtol=1e-6)
+    np.testing.assert_allclose(adm.features, reference.features[:40], rtol=1e-6)
+    assert set(adm.moments) == {"2048", "spatial"}
     np.savez(tmp_path / "pytorch.npz", mu=mu.astype(np.float32), sigma=sigma.astype(np.float32))
     theirs = read_reference(tmp_path / "pytorch.npz", Projection())
     assert theirs.features is None and set(theirs.moments) == {"2048"}

@@ -209,7 +209,7 @@ def test_batch_counters_are_ignored_and_scales_reported(inception_state_dict, ca
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (np.zeros((1, 8, 8, 3), np.float32), "images are float32, the Inception network takes uint8"),
+        (np.zeros((1, 8, 8, 3), np.float32), "images are float32, feature networks take uint8"),
         (np.zeros((1, 8, 8, 1), np.uint8), r"shape \[1, 8, 8, 1\] \(grey\).*convert them to RGB"),
         (np.zeros((1, 8, 8, 4), np.uint8), r"shape \[1, 8, 8, 4\] \(RGBA\).*convert them to RGB"),
         (np.zeros((8, 8, 3), np.uint8), r"shape \[8, 8, 3\]"),

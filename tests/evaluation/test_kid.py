@@ -57,5 +57,7 @@ def test_refuses_too_few_or_other_features():
         kernel_distance(np.zeros((20, 3)), np.zeros((30, 3)))
     with pytest.raises(UserError, match="real images have 3 features and fake ones 4"):
         kernel_distance(np.zeros((20, 3)), np.zeros((30, 4)))
+    with pytest.raises(UserError, match="fake features: those of image 2 are all zero"):
+        clip_distance(np.ones((2, 2)), np.array([[1.0, 0], [0, 1], [0, 0]]))
     with pytest.raises(UserError, match="fake features: those of image 1 are not finite"):
         kernel_distance(np.zeros((2, 1)), np.array([[0.0], [np.inf]]), None)

@@ -9,10 +9,12 @@ import pytest
 from diffusion_jax.config import load_config
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation.scoring import EvaluateConfig
+from diffusion_jax.parallel.mesh import MeshConfig, make_mesh
+from diffusion_jax.training import evaluation
 from diffusion_jax.training.checkpoints import Checkpoints
 from diffusion_jax.training.loop import train
 from diffusion_jax.training.restore import restore_for_sampling
-from diffusion_jax.training.system import SCHEMA
+from diffusion_jax.training.system import SCHEMA, DatasetFacts, System
 
 WORDS = ["train.eval_every=1", "train.steps=3", "train.save_every=1", "train.keep=3", "train.sample_every=None"]
 EVALUATE = [
@@ -60,6 +62,14 @@ def test_higher_and_lower_may_be_better():
     assert EvaluateConfig(best="fid").improves(9.0, on=None)
     with pytest.raises(UserError, match="'fit' is not known; did you mean 'fid'"):
         EvaluateConfig(best="fit")
+
+
+@pytest.mark.parametrize(("protocol", "rule"), [("ldm", "trunc(127.5(x+1))"), ("uvit", "trunc(127.5x+128)")])
+def test_samples_become_uint8_by_the_protocol(monkeypatch, tmp_path, protocol, rule):
+    config = load_config("configs/digits.py:smoke", [f"--config.evaluate.protocol={protocol}"], SCHEMA)
+    system = System(config, DatasetFacts(10, tuple("0123456789"), "none"))
+    monkeypatch.setattr(evaluation, "open_scorer", lambda *_: None)
+    assert evaluation.TrainingEvaluation(system, make_mesh(MeshConfig()), tmp_path).stream.uint8 == rule
 
 
 def test_a_run_without_a_best_checkpoint_says_so(run, tmp_path):

@@ -15,6 +15,7 @@ from diffusion_jax.models.conditioning import Conditioning, ConditioningSpec
 from diffusion_jax.models.dit import DiT
 from diffusion_jax.parallel.mesh import MeshConfig, make_mesh
 from diffusion_jax.pictures import grid, to_uint8
+from diffusion_jax.training.drawn import DrawnImages
 from diffusion_jax.training.generation import NO_GUIDES, Guides, SampleStream, parse_labels
 from diffusion_jax.training.known_pixels import KnownPixels, read_known_pixels
 from diffusion_jax.training.system import SCHEMA, DatasetFacts, System
@@ -234,6 +235,23 @@ def test_labels_are_parsed():
 def test_uint8_conversion_truncates_as_the_evaluation_scripts_do():
     values = jnp.array([-2.0, -1.0, 0.0, 0.999, 1.0, 2.0, -0.9999])
     assert list(to_uint8(values)) == [0, 0, 128, 255, 255, 255, 0]
+    assert list(to_uint8(values, "trunc(127.5(x+1))")) == [0, 0, 127, 254, 255, 255, 0]
+
+
+class Grey(nnx.Module):
+    """A first stage whose every picture lies halfway between the levels 127 and 128."""
+
+    def decode(self, latents):
+        return jnp.zeros_like(latents)
+
+
+def test_samples_become_uint8_by_the_rule_of_the_stream(system, model):
+    one = make_mesh(MeshConfig(), jax.devices()[:1])
+    for rule, level in (("trunc(127.5x+128)", 128), ("trunc(127.5(x+1))", 127)):
+        stream = SampleStream(system, one, uint8=rule)
+        drawn = DrawnImages(system, stream, model, Grey(), np.arange(3), 0, {"workdir": "run"})
+        (batch,) = drawn.batches()
+        assert (batch["image"] == level).all() and drawn.describe()["uint8"] == rule
 
 
 def test_a_grid_shows_every_image_where_it_belongs():

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from diffusion_jax.models.attention_kernels import attention_kernel
 from diffusion_jax.models.norms import LayerNorm
 from diffusion_jax.models.patches import patchify
 from diffusion_jax.models.transformer import MLP, Linear, SelfAttention
@@ -118,7 +119,8 @@ class VisionTransformer(nnx.Module):
         Returns:
           [B, D], or [B, projection], float32.
         """
-        with jax.default_matmul_precision("highest"):
+        # A score must not depend on the kernel of a platform.
+        with jax.default_matmul_precision("highest"), attention_kernel("xla"):
             patches = self.patch_embed(patchify(x, self.patch_size))  # [B, N − 1, D]
             first = jnp.broadcast_to(self.class_token[...], (len(x), 1, patches.shape[-1]))  # [B, 1, D]
             tokens = jnp.concatenate([first, patches], axis=1) + self.positions[...]  # [B, N, D]

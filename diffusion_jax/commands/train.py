@@ -11,17 +11,23 @@ then takes the run's folder as its `autoencoder.weights`.
 
 The word behind the colon is the config's variant; every config has a variant `smoke` that runs anywhere in seconds.
 Any key of the config can be overridden with --config.SECTION.KEY=VALUE; --print-config shows them all. The same
-command resumes a run from its newest checkpoint, whether it was stopped by a signal, killed or finished.
+command resumes a run from its newest checkpoint, whether it was stopped by a signal, killed or finished. SIGTERM and
+SIGINT save and end it with status 75 ("try again later"), which schedulers can tell from a finished run, status 0, and
+from a mistake, status 2.
 
 On several hosts, start the command on each, on TPU pods and SLURM with --coordinator auto, elsewhere with
---coordinator HOST:PORT --num-processes N --process-id I.
+--coordinator HOST:PORT --num-processes N --process-id I. The scripts in launch/ do so: see docs/launching.md.
 """
 
 import pathlib
+import sys
 
 from absl import flags
 
 from diffusion_jax.commands.flags import define_process_flags, start_process
+
+# EX_TEMPFAIL of sysexits.h; os.EX_TEMPFAIL is missing on some systems.
+STOPPED = 75
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -48,4 +54,5 @@ def run(values: flags.FlagValues) -> None:
         return
     if values.workdir is None:
         raise UserError("--workdir is missing: name a folder for checkpoints and logs, such as runs/first")
-    train(config, pathlib.Path(values.workdir))
+    if not train(config, pathlib.Path(values.workdir)):
+        sys.exit(STOPPED)

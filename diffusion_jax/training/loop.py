@@ -60,7 +60,7 @@ def stage_of(config: Mapping[str, Any]) -> type[DiffusionStage] | type[Autoencod
     return AutoencoderStage if "discriminator" in config else DiffusionStage
 
 
-def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> bool:
     """Trains a diffusion model or a first stage, continuing from the newest checkpoint in `workdir` if there is one.
 
     Writes `config.json`, `metrics.jsonl`, `checkpoints/STEP`, `samples/STEP.png` and, where the config asks for them,
@@ -70,6 +70,9 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     Args:
       config: a complete config, of the schema of its `stage_of`.
       workdir: the run's folder, made if missing.
+
+    Returns:
+      Whether the run is at its end; False after a signal.
 
     Raises:
       UserError: the config does not fit its data, mesh or the run already in `workdir`; the loss is not finite.
@@ -115,7 +118,7 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
         donate_argnums=0,
         out_shardings=(shardings_of(abstract), replicated(mesh)),
     )
-    Loop(stage, checkpoints, metadata, workdir).run(state, step, step_function, frozen, source, rows)
+    return Loop(stage, checkpoints, metadata, workdir).run(state, step, step_function, frozen, source, rows)
 
 
 def check_same_run(config: ml_collections.ConfigDict, stored: dict[str, Any], workdir: pathlib.Path) -> None:
@@ -156,8 +159,8 @@ class Loop:
 
     def run(
         self, state: Any, step: int, step_function: Callable, frozen: Any, source: Source, rows: np.ndarray
-    ) -> None:
-        """Steps from `step` to the end of the run, or until a signal."""
+    ) -> bool:
+        """Steps from `step` to the end of the run, or until a signal; returns whether the end was reached."""
         train, data, mesh = self.stage.train, self.stage.data, self.stage.mesh
         self.saved = step if self.checkpoints.steps() else None
         main = processes.is_main()
@@ -234,6 +237,7 @@ class Loop:
             for further in (self.snapshots, self.evaluation):
                 if further:
                     further.close()
+            return step >= train.steps
         finally:
             feed.close()
             line.close()

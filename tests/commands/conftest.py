@@ -18,15 +18,20 @@ class CommandLine:
     def __init__(self, cache: pathlib.Path):
         self.cache = cache
 
-    def start(self, *arguments, devices: int = 1) -> subprocess.Popen:
+    root = ROOT
+
+    def start(self, *arguments, devices: int = 1, launcher: tuple = ()) -> subprocess.Popen:
+        """Starts the program, or a script of launch/ that starts it."""
+        program = (sys.executable, "-m", "diffusion_jax")
         environment = {
             **os.environ,
             "XDG_CACHE_HOME": str(self.cache),
+            "DIFFUSION_JAX": " ".join(program),
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         }
         return subprocess.Popen(
-            [sys.executable, "-m", "diffusion_jax", *map(str, arguments)],
+            [*map(str, launcher or program), *map(str, arguments)],
             cwd=ROOT,
             env=environment,
             stdout=subprocess.PIPE,

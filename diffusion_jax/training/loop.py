@@ -4,7 +4,6 @@ import collections
 import functools
 import pathlib
 import sys
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,10 +22,12 @@ from diffusion_jax.training.autoencoder_stage import AutoencoderStage
 from diffusion_jax.training.checkpoints import Checkpoints, versions
 from diffusion_jax.training.diffusion_stage import DiffusionStage
 from diffusion_jax.training.metrics import MetricWriter, ProgressLine
+from diffusion_jax.training.profiling import ProfiledSteps, Profiler
 from diffusion_jax.training.setup import shardings_of
 from diffusion_jax.training.signals import StopRequest
 from diffusion_jax.training.stage import Stage
 from diffusion_jax.training.system import DatasetFacts
+from diffusion_jax.training.timing import Timing
 
 # Steps in flight: enough to hide the host's work, few enough that waiting batches take no memory to speak of.
 AHEAD = 2
@@ -180,7 +181,9 @@ class Loop:
         feed = Feed(reader, place, data.num_threads, data.num_workers)
         pending: list[dict[str, jax.Array]] = []
         in_flight: collections.deque[jax.Array] = collections.deque()
-        start, clock = step, time.perf_counter()
+        start = step
+        timing = Timing(writer.last if writer else None)
+        profiler = Profiler(ProfiledSteps(train.profile, train.steps), self.workdir / "profile")
         try:
             with StopRequest() as stop:
                 while step < train.steps:
@@ -190,13 +193,14 @@ class Loop:
                         state, metrics = step_function(state, frozen, batch)
                     step += 1
                     if step == start + 1:
-                        clock = time.perf_counter()  # speed is counted without the compilation
+                        timing.startup()  # speed is counted without the compilation
                         feed.restart()
                     pending.append(metrics)
                     in_flight.append(metrics["loss"])
                     if len(in_flight) > AHEAD:
                         in_flight.popleft().block_until_ready()
                     line.step(step)
+                    profiler.after(step, state)
 
                     last = step == train.steps
                     evaluating = train.eval_every is not None and (last or step % train.eval_every == 0)
@@ -209,36 +213,41 @@ class Loop:
                         self.check_finite(pending, step)
                     if reporting:
                         scalars = self.summarise(pending, step)
-                        seconds = (time.perf_counter() - clock) / len(pending)
-                        scalars |= self.speed(seconds) | feed.summary(len(pending), seconds * len(pending))
+                        lap = timing.lap()
+                        seconds = lap / len(pending)
+                        scalars |= self.speed(seconds) | feed.summary(len(pending), lap)
                         line.report(step, scalars["loss"], scalars["images_per_second"], seconds)
                         if self.evaluation and evaluating:
-                            scalars |= self.evaluation(state, step, frozen, self.metadata)
+                            with timing.aside("evaluation"):
+                                scalars |= self.evaluation(state, step, frozen, self.metadata)
+                        waited = scalars["input_seconds_per_step"] * len(pending)
+                        scalars |= timing.summary(max(lap - waited, 0.0))
                         if writer:
                             writer.write(step, scalars)
                         pending = []
-                    if saving or stopping:
-                        self.checkpoints.save(step, state._asdict(), self.metadata | self.stage.measured(state))
-                        self.saved = step
-                    if self.snapshots and train.snapshot_every and (last or step % train.snapshot_every == 0):
-                        tracks = dict(zip(map(str, train.ema_widths), state.tracks, strict=True))
-                        self.snapshots.save(step, tracks, self.metadata)
+                    with timing.aside("checkpoint"):
+                        if saving or stopping:
+                            self.checkpoints.save(step, state._asdict(), self.metadata | self.stage.measured(state))
+                            self.saved = step
+                        if self.snapshots and train.snapshot_every and (last or step % train.snapshot_every == 0):
+                            tracks = dict(zip(map(str, train.ema_widths), state.tracks, strict=True))
+                            self.snapshots.save(step, tracks, self.metadata)
                     if self.draw and train.sample_every and (last or step % train.sample_every == 0):
-                        self.draw(state, frozen, self.workdir / f"samples/{step:08}.png")
+                        with timing.aside("evaluation"):
+                            self.draw(state, frozen, self.workdir / f"samples/{step:08}.png")
                     if stopping:
                         if main:
                             print(
                                 f"{stop.signal_name or 'stop'}: saved step {step}; run again to resume", file=sys.stderr
                             )
                         break
-                    if reporting:
-                        clock = time.perf_counter()
             self.checkpoints.close()
             for further in (self.snapshots, self.evaluation):
                 if further:
                     further.close()
             return step >= train.steps
         finally:
+            profiler.close()
             feed.close()
             line.close()
             if writer:

@@ -22,13 +22,18 @@ class MetricWriter:
     Args:
       workdir: the run's folder, which exists.
       resume_step: lines of later steps are dropped, since the run will write them again.
+
+    Attributes:
+      last: the newest line that was kept; None if there is none.
     """
 
     def __init__(self, workdir: pathlib.Path, resume_step: int):
         path = workdir / LOG
+        self.last: dict[str, Any] | None = None
         if path.exists():
             lines = [line for line in path.read_text().splitlines(keepends=True) if _step(line) <= resume_step]
             write_atomically(path, "".join(lines).encode())
+            self.last = json.loads(lines[-1]) if lines else None
         self.file = open(path, "a", buffering=1)  # noqa: SIM115 (closed by close)
         self.tensorboard = None
         if importlib.util.find_spec("tensorflow") and importlib.util.find_spec("tensorboard"):

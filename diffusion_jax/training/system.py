@@ -33,6 +33,7 @@ from diffusion_jax.schema import Section
 from diffusion_jax.training.ema_profiles import EMA_PROFILES, EMAProfile, PowerEMA
 from diffusion_jax.training.first_stage_runs import as_trained, load_first_stage
 from diffusion_jax.training.optimizer import OPTIMIZERS
+from diffusion_jax.training.profiling import ProfiledSteps
 
 MODELS: Mapping[str, Callable[..., Any]] = {**BACKBONES, "noisy_classifier": NoisyClassifier}
 """What can be trained, by the `name` of the config section `model`."""
@@ -80,6 +81,7 @@ class TrainConfig:
       keep_every: also keep the checkpoints of these steps' multiples for good; None keeps no others.
       sample_every: steps between sample grids; None draws none.
       eval_every: steps between evaluations as the section `evaluate` says; None evaluates never.
+      profile: "FIRST:LAST" traces the steps after FIRST up to LAST into `WORKDIR/profile`; None traces none.
     """
 
     steps: int
@@ -94,6 +96,7 @@ class TrainConfig:
     keep_every: int | None = None
     sample_every: int | None = None
     eval_every: int | None = None
+    profile: str | None = None
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "microbatches", "log_every", "save_every", "keep"):
@@ -112,6 +115,7 @@ class TrainConfig:
             raise UserError(
                 f"train.ema_widths={self.ema_widths}, train.snapshot_every={self.snapshot_every}: set both or neither"
             )
+        ProfiledSteps(self.profile, self.steps)
         if self.batch_size % self.microbatches:
             raise UserError(
                 f"train.microbatches={self.microbatches} does not divide train.batch_size={self.batch_size}"

@@ -4,11 +4,12 @@
     diffusion-jax evaluate --workdir runs/dit --num 50000 --labels uniform --reference ref.npz --out result.json
     diffusion-jax evaluate --samples pictures/ --reference folder:data --protocol ldm --out result.json
     diffusion-jax evaluate --samples samples/samples.npz --reference digits --out result.json
+    diffusion-jax evaluate --samples samples/samples.npz --reference shapes --out result.json
     diffusion-jax evaluate --self-check
 
 Samples are a .npz of ADM's format, a folder of images, or a run, from which they are drawn as they are measured and
 not kept unless --save-samples names a file. A reference is a .npz of statistics (ADM's, pytorch-fid's, or one that
-`diffusion-jax reference` wrote), a .npz of images, folder:PATH or tfds:NAME.
+`diffusion-jax reference` wrote), a .npz of images, folder:PATH or tfds:NAME, digits or shapes.
 
 Metrics under a protocol (--protocol adm, ldm, uvit, clean or edm; adm unless told otherwise): fid, sfid,
 inception_score, kid, precision, recall, density, coverage; by default those that the protocol's papers report. They
@@ -17,6 +18,7 @@ DINOv2 or CLIP there are fd_dinov2 and cmmd too. The samples of a run become uin
 
 Metrics of 8×8 digits, without a protocol: frechet_distance and class_agreement, by a small classifier that is trained
 in seconds when first needed. That distance is a number of its extractor, which is always named, and is not FID.
+Samples of shapes, without a protocol: class_agreement, by fitting outlines.
 
 result.json states the protocol, extractor, reference, number of images and every convention that shifts a value;
 --compare says what makes an older result incomparable.
@@ -39,7 +41,7 @@ def define_flags(values: flags.FlagValues) -> None:
     """Adds this command's flags to `values`."""
     text, switch = flags.DEFINE_string, flags.DEFINE_bool
     text("samples", None, "A .npz (arr_0 uint8 [N, H, W, 3], arr_1 labels) or a folder of images.", flag_values=values)
-    text("reference", None, "A .npz file, digits[:SPLIT], folder:PATH or tfds:NAME.", flag_values=values)
+    text("reference", None, "A .npz file, digits[:SPLIT], shapes, folder:PATH or tfds:NAME.", flag_values=values)
     text("protocol", None, "adm, ldm, uvit, clean or edm.", flag_values=values)
     flags.DEFINE_list("metrics", None, "Which metrics; by default those of the protocol.", flag_values=values)
     text("inception_weights", None, "The weight file; by default the one in the cache folder.", flag_values=values)
@@ -89,11 +91,7 @@ def run(values: flags.FlagValues) -> None:
     result = open_scorer(config, samples.image_shape, samples.count).measure(samples)
     if not processes.is_main():
         return
-    print(
-        "\n".join(
-            table(result) if config.scores_digits(samples.image_shape) else protocol_table(result, values.reference)
-        )
-    )
+    print("\n".join(protocol_table(result, values.reference) if "protocol" in result else table(result)))
     if older is not None:
         print("\n".join(comparison(result, older, values.compare)))
     try:
@@ -179,7 +177,7 @@ def comparison(result: dict[str, Any], older: dict[str, Any], name: str) -> list
 
 
 def table(result: dict[str, Any]) -> list[str]:
-    """The lines that tell a person what a result of digits says."""
+    """The lines that tell a person what a result without a protocol says."""
     from diffusion_jax.evaluation.scoring import values_of
 
     held_out = result["held_out"]

@@ -12,14 +12,14 @@ from typing import IO, Any, Protocol
 
 import numpy as np
 
-from diffusion_jax.data import Batch, DataConfig, Source, all_records, open_source
+from diffusion_jax.data import Batch, DataConfig, LatentCache, Source, all_records, open_source
 from diffusion_jax.errors import UserError, did_you_mean
 
 BATCH_SIZE = 256
 
 # What zipfile and NumPy raise on damaged archives; RuntimeError where a damaged flag asks for a password.
 DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError)
-DATASETS = ("digits", "digits:SPLIT", "folder:PATH", "tfds:NAME", "FILE.npz")
+DATASETS = ("digits", "digits:SPLIT", "shapes", "folder:PATH", "tfds:NAME", "FILE.npz")
 
 
 class ImageSet(Protocol):
@@ -108,9 +108,14 @@ class SourceImages:
 
     Args:
       source: the data set.
+
+    Raises:
+      UserError: it is a cache of latents.
     """
 
     def __init__(self, source: Source):
+        if isinstance(source, LatentCache):
+            raise UserError(f"{source.identity}: holds latents, not images; name the images that were encoded")
         self._source = source
         self.name = source.identity
         self.count = len(source)
@@ -123,14 +128,15 @@ class SourceImages:
         return {"identity": self._source.identity, "count": self.count}
 
 
-def open_image_set(name: str, image_shape: tuple[int, int, int]) -> ImageSet:
+def open_image_set(name: str, image_shape: tuple[int, int, int], split: str = "train") -> ImageSet:
     """Opens what `--reference` names.
 
     Args:
-      name: "FILE.npz" (see `SampleFile`), "digits" or "digits:SPLIT", "folder:PATH" or "tfds:NAME"; the train split
-        unless told otherwise.
-      image_shape: (H, W, C) that the images must have; those of `folder` and `tfds` are cropped and resized to it as
-        for training.
+      name: "FILE.npz" (see `SampleFile`), "digits" or "digits:SPLIT", "shapes" or "shapes:OPTIONS", "folder:PATH" or
+        "tfds:NAME".
+      image_shape: (H, W, C) that the images must have; those of `shapes` are rendered at its size, and those of
+        `folder` and `tfds` cropped and resized to it as for training.
+      split: of the data set, where the name says nothing of it.
 
     Raises:
       UserError: there is no such data, or it is of another size.
@@ -142,12 +148,12 @@ def open_image_set(name: str, image_shape: tuple[int, int, int]) -> ImageSet:
             ours, theirs = (f"{height}×{width}" for height, width, _ in (images.image_shape, image_shape))
             raise UserError(f"{name}: has images of {ours}, the samples are {theirs}; both must be of one size")
         return images
-    if kind not in ("digits", "folder", "tfds"):
+    if kind not in ("digits", "shapes", "folder", "tfds"):
         raise UserError(f"'{name}' is no data set and no .npz file{did_you_mean(name, DATASETS)}")
     height, width, channels = image_shape
     if height != width:
         raise UserError(f"{name}: data sets hold square images, the samples are {height}×{width}; give a .npz file")
-    split = rest or "train" if kind == "digits" else "train"
+    split = rest or split if kind == "digits" else split
     data_name = "digits" if kind == "digits" else name
     return SourceImages(open_source(DataConfig(data_name, height, split, channels)))
 

@@ -17,6 +17,7 @@ from diffusion_jax.evaluation.inception_features import InceptionFeatures
 from diffusion_jax.evaluation.inception_weights import load_inception
 from diffusion_jax.evaluation.protocols import Protocol, protocol_named
 from diffusion_jax.evaluation.references import is_statistics_file, read_reference, reference_from_images
+from diffusion_jax.evaluation.shape_scoring import ShapesScorer
 from diffusion_jax.evaluation.vision_features import VisionFeatures
 from diffusion_jax.evaluation.vision_weights import CLIP, DINOV2, VisionKind, find_weights, read_vision_transformer
 from diffusion_jax.pictures import ROUNDED, Uint8Rule
@@ -34,9 +35,10 @@ class ScoringConfig:
     """How images are scored.
 
     Attributes:
-      reference: real images or their statistics: a .npz file, `digits[:SPLIT]`, `folder:PATH` or `tfds:NAME`; None
-        where only the Inception Score is wanted.
-      protocol: rules of the Inception metrics; None means the digits classifier for 8×8 images and `adm` for others.
+      reference: real images or their statistics: a .npz file, `digits[:SPLIT]`, `shapes`, `folder:PATH` or
+        `tfds:NAME`; None where only the Inception Score is wanted.
+      protocol: rules of the Inception metrics; None means the recogniser where the reference is `shapes`, the digits
+        classifier for 8×8 images, and `adm` for others.
       metrics: their names; None takes those that the protocol's papers report.
       inception_weights: the weight file of the FID network; None means the one in the cache folder.
       dinov2_weights: that of DINOv2, for `fd_dinov2`.
@@ -56,9 +58,14 @@ class ScoringConfig:
     allow_few: bool = False
     allow_other_resize: bool = False
 
+    @property
+    def scores_shapes(self) -> bool:
+        """Whether images are scored by what recognises the data set `shapes`."""
+        return self.protocol is None and (self.reference or "").partition(":")[0] == "shapes"
+
     def scores_digits(self, image_shape: tuple[int, int, int]) -> bool:
         """Whether images of this shape are scored by the digits classifier."""
-        return self.protocol is None and image_shape[:2] == (NATIVE_SIZE, NATIVE_SIZE)
+        return self.protocol is None and not self.scores_shapes and image_shape[:2] == (NATIVE_SIZE, NATIVE_SIZE)
 
     def weights(self, tap: str) -> str | None:
         """The weight file of a network in `FURTHER` that the settings name."""
@@ -125,6 +132,8 @@ def open_scorer(config: ScoringConfig, image_shape: tuple[int, int, int], count:
     Raises:
       UserError: an unknown metric, too few images, or a reference or weights that are missing or do not fit.
     """
+    if config.scores_shapes:
+        return ShapesScorer(config, image_shape, count)
     return (DigitsScorer if config.scores_digits(image_shape) else ProtocolScorer)(config, image_shape, count)
 
 

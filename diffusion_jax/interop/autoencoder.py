@@ -1,4 +1,4 @@
-"""Autoencoders from published files: .safetensors under LDM or diffusers names, and diffusers folders."""
+"""Autoencoders from published files under LDM or diffusers names, and from diffusers folders."""
 
 import dataclasses
 import json
@@ -49,8 +49,9 @@ def load_autoencoder(path: str | Path, model: Autoencoder | None = None) -> Any:
     """Reads the weights of an autoencoder.
 
     Args:
-      path: a .safetensors file under LDM or diffusers names, alone or inside a whole Stable Diffusion checkpoint; or
-        the folder of a diffusers KL autoencoder or of a pipeline with one.
+      path: a .safetensors file, or one of PyTorch's (.pt, .pth, .ckpt, .bin), under LDM or diffusers names, alone or
+        inside a whole latent diffusion checkpoint; or the folder of a diffusers KL autoencoder or of a pipeline with
+        one.
       model: the architecture to fill, concrete or abstract. None takes it from the folder's config.json, or the
         "sd-vae" preset for a single file.
 
@@ -94,7 +95,7 @@ def load_first_stage(first_stage: AnyFirstStage, path: str) -> AnyFirstStage:
     """
     autoencoder = load_autoencoder(path, first_stage.autoencoder)
     _, config_file = _locate(Path(path))
-    if config_file is not None:
+    if config_file is not None and first_stage.scale.ndim == 0:
         published, scale = _read(config_file)["scaling_factor"], float(first_stage.scale)
         if not np.isclose(published, scale, rtol=1e-6):
             raise UserError(

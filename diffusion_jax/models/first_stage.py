@@ -101,12 +101,14 @@ class KLFirstStage:
 
     Attributes:
       autoencoder: the frozen autoencoder.
-      scale: scalar float32 s; the diffusion model sees s · z.
+      scale: float32 s, a scalar or one for each channel [c]; the diffusion model sees s · (z − m).
+      shift: float32 m, likewise; zero unless channels are normalised one by one.
       tiling: how larger latents are cut to bound memory; None never cuts.
     """
 
     autoencoder: AutoencoderKL
     scale: jax.Array
+    shift: jax.Array
     tiling: Tiling | None = dataclasses.field(default=None, metadata={"static": True})
 
     def latent_shape(self, image_size: int | tuple[int, int], channels: int) -> tuple[int, int, int]:
@@ -114,7 +116,7 @@ class KLFirstStage:
         return self.autoencoder.latent_shape(image_size, channels)
 
     def encode(self, images: jax.Array, noise: jax.Array) -> jax.Array:
-        """s · (mean + std · noise); see `FirstStage`."""
+        """s · (mean + std · noise − m); see `FirstStage`."""
         return self.draw(self.posterior(images), noise)
 
     def posterior(self, images: jax.Array) -> dict[str, jax.Array]:
@@ -124,11 +126,11 @@ class KLFirstStage:
 
     def draw(self, posterior: Mapping[str, jax.Array], noise: jax.Array) -> jax.Array:
         """The latents that `encode` gives of images with this `posterior`."""
-        return self.scale * (posterior["mean"] + posterior["std"] * noise)
+        return self.scale * (posterior["mean"] + posterior["std"] * noise - self.shift)
 
     def decode(self, latents: jax.Array) -> jax.Array:
-        """The decoder's images of latents / s; see `FirstStage`."""
-        return _decode(self, self.autoencoder.decode, latents / self.scale)
+        """The decoder's images of latents / s + m; see `FirstStage`."""
+        return _decode(self, self.autoencoder.decode, latents / self.scale + self.shift)
 
 
 @jax.tree_util.register_dataclass
@@ -138,27 +140,29 @@ class VQFirstStage:
 
     Attributes:
       autoencoder: the frozen autoencoder.
-      scale: scalar float32 s; the diffusion model sees s · z.
+      scale: float32 s, a scalar or one for each channel [c]; the diffusion model sees s · (z − m).
+      shift: float32 m, likewise; zero unless channels are normalised one by one.
       quantize: whether `decode` rounds to the codebook.
       tiling: how larger latents are cut to bound memory; None never cuts.
     """
 
     autoencoder: AutoencoderVQ
     scale: jax.Array
+    shift: jax.Array
     quantize: bool = dataclasses.field(default=True, metadata={"static": True})
     tiling: Tiling | None = dataclasses.field(default=None, metadata={"static": True})
 
     @property
     def codebook(self) -> jax.Array:
         """[K, embed_dim] float32, the codes in the scale of the latents."""
-        return self.scale * self.autoencoder.quantizer.codebook[...]
+        return self.scale * (self.autoencoder.quantizer.codebook[...] - self.shift)
 
     def latent_shape(self, image_size: int | tuple[int, int], channels: int) -> tuple[int, int, int]:
         """(H/f, W/f, embed_dim); needs no weights. See `FirstStage`."""
         return self.autoencoder.latent_shape(image_size, channels)
 
     def encode(self, images: jax.Array, noise: jax.Array) -> jax.Array:
-        """s · z; `noise` is not used, since z is a function of the image. See `FirstStage`."""
+        """s · (z − m); `noise` is not used, since z is a function of the image. See `FirstStage`."""
         return self.draw(self.posterior(images), noise)
 
     def posterior(self, images: jax.Array) -> dict[str, jax.Array]:
@@ -167,12 +171,12 @@ class VQFirstStage:
 
     def draw(self, posterior: Mapping[str, jax.Array], noise: jax.Array) -> jax.Array:
         """The latents that `encode` gives of images with this `posterior`."""
-        return self.scale * posterior["mean"]
+        return self.scale * (posterior["mean"] - self.shift)
 
     def decode(self, latents: jax.Array) -> jax.Array:
-        """The decoder's images of latents / s, rounded to the codebook; see `FirstStage`."""
+        """The decoder's images of latents / s + m, rounded to the codebook; see `FirstStage`."""
         decode = functools.partial(self.autoencoder.decode, quantize=self.quantize)
-        return _decode(self, decode, latents / self.scale)
+        return _decode(self, decode, latents / self.scale + self.shift)
 
 
 PUBLISHED_SCALES: Mapping[str, float] = {"sd-vae": 0.18215}
@@ -185,7 +189,12 @@ class ArchitectureConfig(abc.ABC):
 
     Attributes:
       weights: file or folder to read the weights from, or "random" for an untrained autoencoder (smoke runs). The
-        folder of a run that trained an autoencoder also decides the architecture, and the scale where none is set.
+        folder of a run that trained an autoencoder also decides the architecture, and the scale or the statistics of
+        the channels where none are set.
+      normalize: "scale" multiplies latents by one number, as LDM does; "channel" gives each channel a mean of 0 and a
+        deviation of 1.
+      channel_mean: means of the channels of the latents, for "channel"; None takes those of the run in `weights`.
+      channel_std: their deviations, likewise.
       tile: latents with more cells than this along a side are encoded and decoded in tiles of this size, which bounds
         memory and blurs norms and attentions at the seams; None never does. LDM takes 128.
       tile_stride: distance between tiles; None takes half of `tile`.
@@ -193,6 +202,9 @@ class ArchitectureConfig(abc.ABC):
     """
 
     weights: str | None = None
+    normalize: Literal["scale", "channel"] = "scale"
+    channel_mean: tuple[float, ...] | None = None
+    channel_std: tuple[float, ...] | None = None
     tile: int | None = None
     tile_stride: int | None = None
     in_channels: int | None = None
@@ -210,6 +222,12 @@ class ArchitectureConfig(abc.ABC):
 
     def __post_init__(self) -> None:
         _ = self.tiling
+        if (self.channel_mean is None) != (self.channel_std is None):
+            raise UserError("autoencoder.channel_mean and autoencoder.channel_std: set both or neither")
+        if self.channel_mean is not None and self.normalize == "scale":
+            raise UserError("autoencoder.channel_mean has no effect: set autoencoder.normalize='channel'")
+        if self.channel_std is not None and not all(std > 0 for std in self.channel_std):
+            raise UserError(f"autoencoder.channel_std={self.channel_std}: must all be positive")
 
     @abc.abstractmethod
     def make_autoencoder(self, key: jax.Array) -> Any:
@@ -258,9 +276,24 @@ class ArchitectureConfig(abc.ABC):
             return None
         return Tiling(self.tile, max(self.tile // 2, 1) if self.tile_stride is None else self.tile_stride)
 
+    def _channels(self, autoencoder: AutoencoderKL | AutoencoderVQ) -> tuple[jax.Array, jax.Array]:
+        """s and m, [c] each, that normalise every channel."""
+        if self.channel_mean is None or self.channel_std is None:
+            raise UserError(
+                "autoencoder.normalize='channel' needs means and deviations: name the folder of the autoencoder's run "
+                "as autoencoder.weights, or set autoencoder.channel_mean and channel_std (from a cache's metadata.json)"
+            )
+        channels = autoencoder.embed_dim
+        for name, values in (("channel_mean", self.channel_mean), ("channel_std", self.channel_std)):
+            if len(values) != channels:
+                raise UserError(
+                    f"autoencoder.{name} has {len(values)} values, and the latents have {channels} channels"
+                )
+        return 1 / jnp.array(self.channel_std, jnp.float32), jnp.array(self.channel_mean, jnp.float32)
+
     def _arguments(self, preset: Mapping[str, Any], *more: str) -> dict[str, Any]:
         """The arguments of a preset and those that replace them; `more` are fields of a subclass that may too."""
-        own = {"weights", "tile", "tile_stride"}
+        own = {"weights", "normalize", "channel_mean", "channel_std", "tile", "tile_stride"}
         names = [field.name for field in dataclasses.fields(ArchitectureConfig) if field.name not in own]
         given = {name: getattr(self, name) for name in (*names, *more)}
         return {**preset, **{name: value for name, value in given.items() if value is not None}}
@@ -272,7 +305,7 @@ class KLConfig(ArchitectureConfig):
 
     Attributes:
       preset: the published architecture to start from, a key of `AUTOENCODERS`.
-      scale: s of `KLFirstStage`; None takes the published one of the preset.
+      scale: s of `KLFirstStage` where one number scales all channels; None takes the published one of the preset.
 
     Raises:
       UserError: a scale that is not positive; from `abstract`, none for a preset that has none.
@@ -292,14 +325,16 @@ class KLConfig(ArchitectureConfig):
 
     def abstract(self) -> KLFirstStage:
         """See `ArchitectureConfig`."""
+        autoencoder = jax.eval_shape(lambda: self.make_autoencoder(jax.random.key(0)))
+        if self.normalize == "channel":
+            return KLFirstStage(autoencoder, *self._channels(autoencoder), self.tiling)
         # Not asked for earlier: a run that trains the autoencoder has no scale yet.
         if self.scale is None and self.preset not in PUBLISHED_SCALES:
             raise UserError(
                 f"autoencoder.scale is not set and {self.preset} has no published one: give 1 / std of its latents"
             )
         scale = PUBLISHED_SCALES[self.preset] if self.scale is None else self.scale
-        autoencoder = jax.eval_shape(lambda: self.make_autoencoder(jax.random.key(0)))
-        return KLFirstStage(autoencoder, jnp.float32(scale), self.tiling)
+        return KLFirstStage(autoencoder, jnp.float32(scale), jnp.float32(0), self.tiling)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -308,7 +343,7 @@ class VQConfig(ArchitectureConfig):
 
     Attributes:
       preset: the published architecture to start from, a key of `VQ_AUTOENCODERS`.
-      scale: s of `VQFirstStage`; the published models use 1.
+      scale: s of `VQFirstStage` where one number scales all channels; the published models use 1.
       quantize: whether the decoder rounds to the codebook.
       num_codes: replaces the preset's size of the codebook; None keeps it.
 
@@ -334,7 +369,10 @@ class VQConfig(ArchitectureConfig):
     def abstract(self) -> VQFirstStage:
         """See `ArchitectureConfig`."""
         autoencoder = jax.eval_shape(lambda: self.make_autoencoder(jax.random.key(0)))
-        return VQFirstStage(autoencoder, jnp.float32(self.scale), self.quantize, self.tiling)
+        scale, shift = jnp.float32(self.scale), jnp.float32(0)
+        if self.normalize == "channel":
+            scale, shift = self._channels(autoencoder)
+        return VQFirstStage(autoencoder, scale, shift, self.quantize, self.tiling)
 
 
 FIRST_STAGES: Mapping[str, Callable[..., Identity | KLConfig | VQConfig]] = {

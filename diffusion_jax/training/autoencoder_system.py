@@ -116,6 +116,10 @@ class AutoencoderSystem:
         self.autoencoder: KLConfig | VQConfig = self.build("autoencoder")
         self.lpips: LPIPSConfig = self.build("lpips")
         self.evaluate: ReconstructionConfig = self.build("evaluate")
+        if self.data.name.startswith("cache:"):
+            raise UserError(
+                f"data.name={self.data.name}: holds latents, and an autoencoder learns from images; name them"
+            )
         if config.loss.name != config.autoencoder.name:
             raise UserError(
                 f"loss '{config.loss.name}' does not train a '{config.autoencoder.name}' autoencoder: "

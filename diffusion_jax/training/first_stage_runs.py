@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,21 +23,22 @@ LATENTS = "latents"
 """The entry of a checkpoint's metadata that holds the `LatentStatistics`."""
 
 # What a run that uses an autoencoder decides for itself.
-OWN = ("weights", "tile", "tile_stride", "scale", "quantize", "dtype")
+OWN = ("weights", "normalize", "channel_mean", "channel_std", "tile", "tile_stride", "scale", "quantize", "dtype")
 
 AnyConfig = TypeVar("AnyConfig", Identity, KLConfig, VQConfig)
 AnyFirstStage = TypeVar("AnyFirstStage", KLFirstStage, VQFirstStage)
 
 
 def as_trained(config: AnyConfig) -> AnyConfig:
-    """An `autoencoder` section with the architecture and latent scale of the run that its `weights` name.
+    """An `autoencoder` section with the architecture and latent statistics of the run that its `weights` name.
 
     Args:
       config: the section.
 
     Returns:
-      The section with what the newest checkpoint of the run says of the architecture and, for a KL autoencoder without
-      a `scale`, one over the deviation of its latents; as it is, if `weights` is no run's folder.
+      The section with what the newest checkpoint of the run says of the architecture; of the means and deviations of
+      the channels, if they are to be normalised and none are set; and else, for a KL autoencoder without a `scale`, one
+      over the deviation of its latents. As it is, if `weights` is no run's folder.
 
     Raises:
       UserError: the run trained something else, or an architecture that contradicts a key of the section.
@@ -54,7 +55,7 @@ def as_trained(config: AnyConfig) -> AnyConfig:
     trained = section.build("autoencoder", section.complete("autoencoder", values))
     if type(trained) is not type(config):
         raise UserError(f"{place}: that run trained a '{values['name']}' autoencoder: set autoencoder.name to it")
-    architecture = {}
+    architecture: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         ours, theirs = getattr(config, field.name), getattr(trained, field.name)
         if field.name in OWN:
@@ -62,8 +63,12 @@ def as_trained(config: AnyConfig) -> AnyConfig:
         if ours not in (field.default, theirs):
             raise UserError(f"{place}: that run has {field.name}={theirs!r}, not {ours!r}; leave the key out")
         architecture[field.name] = theirs
-    if isinstance(config, KLConfig) and config.scale is None:
-        architecture["scale"] = LatentStatistics.from_json(metadata[LATENTS]).scale
+    latents = LatentStatistics.from_json(metadata[LATENTS])
+    if config.normalize == "channel":
+        if config.channel_mean is None:
+            architecture |= {"channel_mean": tuple(latents.mean.tolist()), "channel_std": tuple(latents.std.tolist())}
+    elif isinstance(config, KLConfig) and config.scale is None:
+        architecture["scale"] = latents.scale
     return dataclasses.replace(config, **architecture)
 
 

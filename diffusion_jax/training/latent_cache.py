@@ -58,13 +58,14 @@ class EncodeConfig:
 
 
 def with_any_scale(config: Identity | KLConfig | VQConfig) -> KLConfig | VQConfig:
-    """A first stage that can be built before its latent scale, which a cache does not depend on, is known.
+    """A first stage that can be built before its latent statistics, which a cache does not depend on, are known.
 
     Raises:
       UserError: it makes no latents.
     """
     if isinstance(config, Identity):
         raise UserError("autoencoder 'identity' makes no latents to keep: name a 'kl' or 'vq' autoencoder")
+    config = dataclasses.replace(config, normalize="scale", channel_mean=None, channel_std=None)
     if isinstance(config, KLConfig) and config.scale is None and config.preset not in PUBLISHED_SCALES:
         return dataclasses.replace(config, scale=1.0)
     return config

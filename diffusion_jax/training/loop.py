@@ -103,7 +103,7 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> bool:
     metadata = {
         "config": config.to_dict(),
         "versions": versions(),
-        "data": {**vars(stage.facts), "class_names": list(stage.facts.class_names)},
+        "data": stage.facts.to_json(),
     }
     if processes.is_main():
         (workdir / "config.json").write_text(config_lib.to_json(config) + "\n")

@@ -35,8 +35,7 @@ def reconstruct(workdir: pathlib.Path, out: pathlib.Path, sigma_rel: float, step
     chosen = snapshots.choose(step)
     metadata = snapshots.metadata(chosen)
     config = config_lib.complete(metadata["config"], SCHEMA)
-    data = metadata["data"]
-    system = System(config, DatasetFacts(data["num_classes"], tuple(data["class_names"]), data["identity"]))
+    system = System(config, DatasetFacts.from_json(metadata["data"]))
     optimizer, _ = system.build("optimizer")
     abstract = abstract_state(system, optimizer, make_mesh(MeshConfig(), jax.local_devices()[:1]))
 

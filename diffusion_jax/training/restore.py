@@ -67,8 +67,7 @@ def restore_for_sampling(
                 f"autoencoder.weights={workdir}"
             )
         config = config_lib.override(stored["config"], overrides, SCHEMA)
-        data = stored["data"]
-        system = System(config, DatasetFacts(data["num_classes"], tuple(data["class_names"]), data["identity"]))
+        system = System(config, DatasetFacts.from_json(stored["data"]))
         mesh = mesh or make_mesh(MeshConfig())
         optimizer, _ = system.build("optimizer")
         abstract = abstract_state(system, optimizer, mesh)

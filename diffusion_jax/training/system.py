@@ -194,6 +194,16 @@ class DatasetFacts:
         encoder = source.encoder if isinstance(source, LatentCache) else None
         return cls(source.num_classes, tuple(source.class_names), source.identity, encoder)
 
+    def to_json(self) -> dict[str, Any]:
+        """What `from_json` reads, kept with a checkpoint."""
+        return {**vars(self), "class_names": list(self.class_names)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "DatasetFacts":
+        """The inverse of `to_json`; checkpoints from before there were caches know of no encoder."""
+        names = tuple(values["class_names"])
+        return cls(values["num_classes"], names, values["identity"], values.get("encoder"))
+
 
 class System:
     """The parts of a run, built and checked against each other.

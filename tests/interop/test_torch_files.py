@@ -13,8 +13,12 @@ import numpy as np
 import pytest
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.interop.autoencoder import load_first_stage
+from diffusion_jax.interop.autoencoder_names import LDM, autoencoder_entries
+from diffusion_jax.interop.mapping import dump_state_dict
 from diffusion_jax.interop.readers import open_state_dict
 from diffusion_jax.interop.torch_files import MAGIC, read_torch_file
+from diffusion_jax.models.first_stage import KLConfig
 
 STORAGE_NAMES = {
     "float64": "DoubleStorage",
@@ -253,3 +257,21 @@ def test_damaged_files_are_refused(tmp_path, torch):
         read_torch_file(path)
     with pytest.raises(UserError, match="cannot be read"):
         read_torch_file(tmp_path / "absent.pth")
+
+
+def test_a_first_stage_is_read_from_a_training_checkpoint(tmp_path, torch, golden):
+    """As LDM published them: a whole training state, with the losses' own weights among the autoencoder's."""
+    theirs = {key[2:]: value for key, value in golden("ldm_autoencoder_kl").items() if key.startswith("w/")}
+    named = {**theirs, "loss.logvar": np.zeros(1, np.float32)}
+    tensors = {
+        name: tensor(torch, np.ascontiguousarray(array), str(i)) for i, (name, array) in enumerate(named.items())
+    }
+    content = {"epoch": 3, "global_step": 7, "state_dict": tensors, "optimizer_states": [{"state": {}}]}
+    write_archive(tmp_path / "kl.ckpt", torch, content)
+    keys = {"ch": 32, "ch_mult": (1, 2), "num_res_blocks": 1, "attn_resolutions": (8,), "resolution": 16}
+    config = KLConfig(weights=str(tmp_path / "kl.ckpt"), **keys)
+    first_stage = config.build(load_first_stage, seed=0)
+    stored = dump_state_dict(first_stage.autoencoder, autoencoder_entries(first_stage.autoencoder, LDM))
+    assert stored.keys() == theirs.keys()
+    for name, array in theirs.items():
+        np.testing.assert_array_equal(stored[name], array)

@@ -12,6 +12,7 @@ from diffusion_jax.models.autoencoder import AUTOENCODERS, AutoencoderKL
 from diffusion_jax.models.first_stage import FIRST_STAGES, Identity, KLConfig
 from diffusion_jax.schema import Section
 
+QUICK = {"xla_backend_optimization_level": 0}
 SMALL = {"ch": 32, "ch_mult": (1, 1), "num_res_blocks": 1, "weights": "random"}
 
 
@@ -79,6 +80,47 @@ def test_a_scale_without_a_publication_must_be_given():
         KLConfig(scale=0.0)
 
 
+CHANNELS = {"normalize": "channel", "channel_mean": (1.0, -2.0, 0.5, 3.0), "channel_std": (0.5, 2.0, 4.0, 1.0)}
+
+
+def test_channels_are_normalised_one_by_one(stage):
+    mean, std = (np.float32(CHANNELS[name]) for name in ("channel_mean", "channel_std"))
+    normalised = KLConfig(**SMALL, **CHANNELS).build(no_files, seed=3)
+    rng = np.random.default_rng(0)
+    posterior = {name: rng.normal(size=(2, 4, 4, 4)).astype(np.float32) for name in ("mean", "std")}
+    noise = rng.normal(size=(2, 4, 4, 4)).astype(np.float32)
+    drawn = posterior["mean"] + posterior["std"] * noise
+    np.testing.assert_allclose(normalised.draw(posterior, noise), (drawn - mean) / std, rtol=1e-5, atol=1e-6)
+    decode = jax.jit(lambda stage, latents: stage.decode(latents), compiler_options=QUICK)
+    want = decode(stage, drawn * np.float32(0.18215))
+    np.testing.assert_allclose(decode(normalised, (drawn - mean) / std), want, rtol=1e-3, atol=1e-4)
+
+    vq = FIRST_STAGES["vq"](**SMALL, **CHANNELS, preset="vq-f8", num_codes=5, attn_resolutions=()).build(
+        no_files, seed=0
+    )
+    codes = vq.autoencoder.quantizer.codebook[...]
+    np.testing.assert_allclose(vq.codebook, (codes - mean) / std, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(vq.draw(posterior, noise), (posterior["mean"] - mean) / std, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"normalize": "channel"}, "normalize='channel' needs means and deviations: name the folder"),
+        ({"channel_mean": (0.0,) * 4}, "channel_mean and autoencoder.channel_std: set both or neither"),
+        ({**CHANNELS, "normalize": "scale"}, "channel_mean has no effect: set autoencoder.normalize='channel'"),
+        (
+            {**CHANNELS, "channel_std": (1.0, 0.0, 1.0, 1.0)},
+            r"channel_std=\(1.0, 0.0, 1.0, 1.0\): must all be positive",
+        ),
+        ({**CHANNELS, "channel_mean": (0.0,) * 3}, "channel_mean has 3 values, and the latents have 4 channels"),
+    ],
+)
+def test_channel_statistics_that_do_not_fit_are_refused(keys, message):
+    with pytest.raises(UserError, match=f"^autoencoder.{message}"):
+        KLConfig(**SMALL, **keys).abstract()
+
+
 def test_images_that_do_not_fit_are_refused():
     stage = KLConfig().abstract()
     with pytest.raises(UserError, match=r"^an image size of 256×100 does not divide by 8"):
@@ -92,7 +134,8 @@ def test_config_keys_are_the_autoencoder_s_arguments():
     complete = section.complete("autoencoder", {"name": "kl"})
     assert complete.pop("name") == "kl"
     arguments = set(inspect.signature(AutoencoderKL.__init__).parameters) - {"self", "rngs"}
-    assert complete.keys() == arguments | {"preset", "weights", "scale", "tile", "tile_stride"}
+    own = {"preset", "weights", "scale", "normalize", "channel_mean", "channel_std", "tile", "tile_stride"}
+    assert complete.keys() == arguments | own
     assert section.complete("autoencoder", {"name": "identity"}) == {"name": "identity"}
     with pytest.raises(UserError, match=r"autoencoder\.preset='sd-vea' must be one of .* did you mean 'sd-vae'"):
         section.complete("autoencoder", {"name": "kl", "preset": "sd-vea"})

@@ -69,6 +69,10 @@ def test_flops_count_both_networks():
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
+        (
+            {"data": {"name": "cache:latents", "image_size": 16}},
+            r"data\.name=cache:latents: holds latents, and an autoencoder learns from",
+        ),
         ({"loss": {"name": "vq"}}, r"loss 'vq' does not train a 'kl' autoencoder: set loss\.name=kl"),
         ({"train": {"microbatches": 2}}, r"train\.microbatches=2: the adaptive weight and batch norms"),
         ({"autoencoder": {"weights": "some/file"}}, r"autoencoder\.weights='some/file': training starts from random"),

@@ -96,6 +96,14 @@ def test_diffusion_takes_weights_architecture_and_scale_from_the_run(run, tmp_pa
     np.testing.assert_allclose(np.std(jax.jit(first_stage.encode)(images, noise)), 1, rtol=0.1)
 
 
+def test_diffusion_takes_the_statistics_of_the_channels_from_the_run(run):
+    config = diffusion_config(run, "autoencoder.normalize=channel")
+    first_stage = System(config, DatasetFacts(8, (), "shapes")).first_stage.abstract()
+    statistics = LatentStatistics.from_json(Checkpoints(run, read_only=True).metadata(4)["latents"])
+    np.testing.assert_allclose(first_stage.shift, statistics.mean, rtol=1e-6)
+    np.testing.assert_allclose(first_stage.scale, 1 / statistics.std, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

@@ -11,12 +11,13 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from diffusion_jax.autoencoding.fingerprint import encoder_fingerprint
-from diffusion_jax.autoencoding.statistics import measure
+from diffusion_jax.autoencoding.statistics import LatentStatistics, measure
 from diffusion_jax.config import complete
 from diffusion_jax.data import DataConfig, batches, open_source
 from diffusion_jax.data.latents import CacheMetadata
 from diffusion_jax.data.sources import BadImage
 from diffusion_jax.errors import UserError
+from diffusion_jax.evaluation.image_sets import SourceImages
 from diffusion_jax.interop.autoencoder import load_first_stage
 from diffusion_jax.interop.autoencoder_names import LDM, autoencoder_entries
 from diffusion_jax.interop.mapping import dump_state_dict
@@ -295,6 +296,39 @@ def test_training_refuses_a_cache_of_another_autoencoder(cache, first_stage, sec
     with pytest.raises(UserError, match="autoencoder 'identity' has none"):
         make_system(reading(cache), {"name": "identity"}).load_first_stage()
     assert make_system(DataConfig("digits", 8), {"name": "identity"}).facts.encoder is None
+
+
+def test_sampling_refuses_another_autoencoder_than_that_of_the_cache(cache, section, other_section):
+    """Sampling knows the data by what the checkpoint says of them."""
+    facts = DatasetFacts.from_json(json.loads(json.dumps(make_system(reading(cache), section).facts.to_json())))
+    assert facts == make_system(reading(cache), section).facts and facts.encoder is not None
+    with pytest.raises(UserError, match=rf"^cache:.* holds latents of encoder {facts.encoder}, the section 'autoenc"):
+        System(make_system(reading(cache), other_section).config, facts).load_first_stage()
+    older = {"num_classes": 3, "class_names": ["a", "b", "c"], "identity": "photographs"}
+    assert DatasetFacts.from_json(older).encoder is None
+
+
+def test_a_cache_is_no_set_of_images(cache):
+    with pytest.raises(UserError, match=r"^cache encoder=.*: holds latents, not images; name the images that were enc"):
+        SourceImages(open_source(reading(cache)))
+
+
+def test_channels_of_a_cache_are_normalised_by_its_own_statistics(cache, section):
+    """Of means 0 and deviations 1, each channel by itself."""
+    latents = open_source(reading(cache))
+    stored = LatentStatistics.from_json(latents.metadata.statistics)
+    keys = {"normalize": "channel", "channel_mean": stored.mean.tolist(), "channel_std": stored.std.tolist()}
+    config = {**section, **{key: tuple(v) if isinstance(v, list) else v for key, v in keys.items()}}
+    first_stage = make_system(reading(cache), config).load_first_stage()
+    records = [latents[i] for i in range(IMAGES)]
+    drawn = []
+    for prefix in ("", "mirrored_"):
+        posterior = {name: np.stack([record[prefix + name] for record in records]) for name in ("mean", "std")}
+        noise = np.random.default_rng(0).normal(size=(200, *posterior["mean"].shape)).astype(np.float32)
+        drawn.append(np.asarray(first_stage.draw(posterior, noise)).reshape(-1, 3))
+    drawn = np.concatenate(drawn)
+    np.testing.assert_allclose(drawn.mean(0), 0, atol=2e-2)
+    np.testing.assert_allclose(drawn.std(0), 1, rtol=2e-2)
 
 
 def test_a_fingerprint_is_of_what_decides_the_latents(first_stage):

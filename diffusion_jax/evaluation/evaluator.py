@@ -71,8 +71,7 @@ class Evaluator:
         self.metrics = tuple(metrics or protocol.metrics)
         self.allow_few = allow_few
         check_metrics(self.metrics)
-        for metric in self.metrics:
-            _check_reference(metric, reference)
+        check_references(self.metrics, reference)
         if "kid" in self.metrics and reference is not None and reference.features is not None:
             _check_subsets(len(reference.features), protocol, reference.name)
 
@@ -98,9 +97,9 @@ class Evaluator:
         for images in batches:
             measured = self._share(images)
             digest.update(images.tobytes())
-            count += len(images)
             for tap, statistics in sums.items():
-                statistics.update(measured[tap])
+                statistics.update(measured[tap], np.arange(count, count + len(images)))
+            count += len(images)
             if "features" in needs:
                 kept["features"].append(measured["2048"])
             if "logits" in needs:
@@ -182,6 +181,12 @@ def _check_subsets(count: int, protocol: Protocol, name: str) -> None:
             f"kid of protocol {protocol.name} takes subsets of {protocol.kid_subset_size} images, and {name} are "
             f"{count}; give more images, or leave it out of --metrics"
         )
+
+
+def check_references(metrics: Sequence[str], reference: Reference | None) -> None:
+    """Raises UserError unless a reference has what metrics compare with."""
+    for metric in metrics:
+        _check_reference(metric, reference)
 
 
 def _check_reference(metric: str, reference: Reference | None) -> None:

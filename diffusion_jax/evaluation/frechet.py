@@ -1,6 +1,7 @@
 """The Fréchet distance between two Gaussians, which under the 2015 Inception network is FID (arXiv 1706.08500)."""
 
 import numpy as np
+import scipy.linalg
 from numpy.typing import ArrayLike
 
 from diffusion_jax.errors import UserError
@@ -35,10 +36,12 @@ def frechet_distance(mu1: ArrayLike, sigma1: ArrayLike, mu2: ArrayLike, sigma2: 
             "from the same extractor"
         )
     if _is_full_rank(sigma1) and _is_full_rank(sigma2):
-        # Any R₁ with Σ₁ = R₁R₁ᵀ will do, and this one is found in a sixth of the time of eigenvectors.
+        # Any R₁ with Σ₁ = R₁R₁ᵀ will do, and the triangular one is found in a sixth of the time of eigenvectors.
         root = np.linalg.cholesky(sigma1)
-        product = root.T @ sigma2 @ root  # [D, D], has the eigenvalues of Σ₁Σ₂
-        root_trace = np.sqrt(np.maximum(np.linalg.eigvalsh((product + product.T) / 2), 0)).sum()
+        # R₁ᵀΣ₂R₁, which has the eigenvalues of Σ₁Σ₂; its lower triangle, at a quarter of the cost of two products.
+        product, failure = scipy.linalg.lapack.dsygst(sigma2, root, itype=2, lower=1)
+        assert failure == 0
+        root_trace = np.sqrt(np.maximum(np.linalg.eigvalsh(product, UPLO="L"), 0)).sum()
     else:
         # A zero eigenvalue of the product comes out as some ε of rounding, and √ε is not small. The singular values
         # of R₁ᵀR₂ are those square roots themselves.

@@ -4,6 +4,8 @@ import contextlib
 import hashlib
 import json
 import pathlib
+import sys
+import time
 import zipfile
 import zlib
 from collections import Counter
@@ -14,8 +16,10 @@ import numpy as np
 
 from diffusion_jax.data import Batch, DataConfig, LatentCache, Source, all_records, open_source
 from diffusion_jax.errors import UserError, did_you_mean
+from diffusion_jax.parallel import processes
 
 BATCH_SIZE = 256
+SECONDS_BETWEEN_WORDS = 10
 
 # What zipfile and NumPy raise on damaged archives; RuntimeError where a damaged flag asks for a password.
 DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError)
@@ -156,6 +160,17 @@ def open_image_set(name: str, image_shape: tuple[int, int, int], split: str = "t
     split = rest or split if kind == "digits" else split
     data_name = "digits" if kind == "digits" else name
     return SourceImages(open_source(DataConfig(data_name, height, split, channels)))
+
+
+def told(images: ImageSet) -> Iterator[Batch]:
+    """The batches of a set; says on stderr every ten seconds how many images have been taken."""
+    taken, last = 0, time.monotonic()
+    for batch in images.batches():
+        yield batch
+        taken += len(batch["image"])
+        if processes.is_main() and time.monotonic() - last > SECONDS_BETWEEN_WORDS:
+            last = time.monotonic()
+            print(f"{images.name}: {taken}/{images.count} images measured", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import numpy as np
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation.combined_features import CombinedFeatures
-from diffusion_jax.evaluation.image_sets import DAMAGE, ImageSet, SampleFile
+from diffusion_jax.evaluation.image_sets import DAMAGE, ImageSet, SampleFile, told
 from diffusion_jax.evaluation.statistics import FeatureStatistics
 from diffusion_jax.files import write_atomically
 
@@ -65,7 +65,7 @@ def reference_from_images(images: ImageSet, extractor: CombinedFeatures, keep: i
     kept[np.arange(keep) * images.count // max(keep, 1)] = True
     rows: dict[str, list[np.ndarray]] = {tap: [] for tap in extractor.taps if tap in KEPT_KEYS}
     seen = 0
-    for batch in images.batches():
+    for batch in told(images):
         measured = extractor.measure(batch["image"])
         for tap, sums in statistics.items():
             sums.update(measured[tap])

@@ -10,9 +10,16 @@ from diffusion_jax.data.digits import NATIVE_SIZE
 from diffusion_jax.errors import UserError, did_you_mean
 from diffusion_jax.evaluation import metrics as digits_metrics
 from diffusion_jax.evaluation.combined_features import CombinedFeatures
-from diffusion_jax.evaluation.evaluator import METRIC_NEEDS, Evaluator, check_count, check_metrics, full_result
+from diffusion_jax.evaluation.evaluator import (
+    METRIC_NEEDS,
+    Evaluator,
+    check_count,
+    check_metrics,
+    check_references,
+    full_result,
+)
 from diffusion_jax.evaluation.extractors import extractor_for
-from diffusion_jax.evaluation.image_sets import ImageSet, open_image_set
+from diffusion_jax.evaluation.image_sets import ImageSet, open_image_set, told
 from diffusion_jax.evaluation.inception_features import InceptionFeatures
 from diffusion_jax.evaluation.inception_weights import load_inception
 from diffusion_jax.evaluation.protocols import Protocol, protocol_named
@@ -195,6 +202,8 @@ class ProtocolScorer:
         metrics = config.metrics or protocol.metrics
         check_metrics(metrics, config.offered())
         check_count(count, metrics, protocol, config.allow_few)
+        if config.reference is None:
+            check_references(metrics, None)
         extractor = open_extractor(config, protocol, {METRIC_NEEDS[metric] for metric in metrics})
         reference = None
         if config.reference is not None:
@@ -207,5 +216,7 @@ class ProtocolScorer:
 
     def measure(self, samples: ImageSet) -> dict[str, Any]:
         """See `Scorer`."""
-        measured = self.evaluator.measure(batch["image"] for batch in samples.batches())
+        measured = self.evaluator.measure(batch["image"] for batch in told(samples))
+        if measured["count"] != samples.count:
+            raise UserError(f"{samples.name}: has {measured['count']} images, not {samples.count} as it said")
         return full_result(self.evaluator, measured, samples.describe())

@@ -19,6 +19,8 @@ class FeatureStatistics:
     Attributes:
       width: D.
       count: n, how many feature vectors have been added.
+
+    Where updates name the images, each must come once, over all merges, and none may be missing at the end.
     """
 
     def __init__(self, width: int):
@@ -27,15 +29,18 @@ class FeatureStatistics:
         self._shift = np.zeros(width)
         self._sum = np.zeros(width)
         self._products = np.zeros((width, width))
+        self._indices: set[int] = set()
 
-    def update(self, features: ArrayLike) -> None:
+    def update(self, features: ArrayLike, indices: ArrayLike | None = None) -> None:
         """Adds a batch.
 
         Args:
           features: [B, D], any floating type.
+          indices: [B] integers, the number of each image in the whole set; None keeps no account of them.
 
         Raises:
-          UserError: another shape, or a value that is not finite; nothing is added then.
+          UserError: another shape, a value that is not finite, or an image that is there already; nothing is added
+            then.
         """
         rows = np.asarray(features, np.float64)
         if rows.ndim != 2 or rows.shape[1] != self.width:
@@ -45,6 +50,8 @@ class FeatureStatistics:
         finite = np.isfinite(rows).all(axis=1)
         if not finite.all():
             raise UserError(f"the features of image {self.count + finite.argmin()} are not finite; remove that image")
+        if indices is not None:
+            self._indices = _disjoint(self._indices, np.asarray(indices).tolist(), len(rows))
         if not len(rows):
             return
         if self.count == 0:
@@ -58,10 +65,11 @@ class FeatureStatistics:
         """Adds everything that `other` has seen; `other` is unchanged.
 
         Raises:
-          UserError: the widths differ.
+          UserError: the widths differ, or both have seen the same image.
         """
         if other.width != self.width:
             raise UserError(f"statistics of {self.width} and of {other.width} features do not merge; use one extractor")
+        self._indices = _disjoint(self._indices, list(other._indices), len(other._indices))
         if self.count == 0:
             self._shift = other._shift.copy()
         # Moves the other's sums to our shift: with d = c' − c, Σ(x−c) = s' + n'd, and S likewise.
@@ -78,10 +86,24 @@ class FeatureStatistics:
           Mean [D] and covariance [D, D] with divisor n − 1, float64.
 
         Raises:
-          UserError: fewer than two feature vectors.
+          UserError: fewer than two feature vectors, or images of the set are missing.
         """
+        if self._indices:
+            absent = set(range(max(self._indices) + 1)) - self._indices
+            if absent:
+                raise UserError(f"the features of image {min(absent)} are missing, and {len(absent)} in all; add them")
         if self.count < 2:
             raise UserError(f"a covariance needs at least 2 images, not {self.count}; add images")
         mean = self._shift + self._sum / self.count
         products = self._products - np.outer(self._sum, self._sum) / self.count
         return mean, (products + products.T) / (2 * (self.count - 1))
+
+
+def _disjoint(seen: set[int], added: list[int], count: int) -> set[int]:
+    """All images seen and added; raises UserError unless those added are `count` and none comes twice."""
+    together = seen | set(added)
+    if len(added) != count or len(together) != len(seen) + count:
+        twice = sorted(index for index in set(added) if index in seen or added.count(index) > 1)
+        what = f"image {twice[0]} comes twice" if twice else f"{len(added)} indices came with {count} images"
+        raise UserError(f"feature statistics: {what}; give each image of the set once")
+    return together

@@ -116,7 +116,7 @@ def read_vision_transformer(kind: VisionKind, path: str | None = None) -> tuple[
     if file is None:
         place = path or cache_folder() / kind.file_names[0]
         raise UserError(
-            f"no weights of {kind.name} at {place}: fetch {kind.published} and put it there, or {kind.flag}"
+            f"no weights of {kind.name} at {place}: fetch {kind.published} and put it there, or name it by {kind.flag}"
         )
     with open(file, "rb") as stream:
         checksum = hashlib.file_digest(stream, "sha256").hexdigest()

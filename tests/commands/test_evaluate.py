@@ -1,7 +1,9 @@
 """`diffusion-jax evaluate` in this process: the file it writes, what it prints, what it refuses."""
 
+import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 from absl import flags
@@ -12,6 +14,9 @@ from diffusion_jax.data.digits import Digits
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import scoring
 from diffusion_jax.evaluation.inception_features import InceptionFeatures
+from diffusion_jax.evaluation.vision_weights import CLIP, DINOV2
+
+TINY = {"image_size": 14, "width": 16, "depth": 1, "heads": 2, "patch_size": 7}
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +166,62 @@ def test_photographs_are_measured_under_a_protocol(run, projection, photographs,
     assert any(line.startswith("warning: not comparable: reference:") for line in printed)
     with pytest.raises(UserError, match="made with resize tf1_bilinear"):
         run(**common, reference=stored, out=photographs / "third.json", protocol="uvit")
+
+
+def test_a_reference_of_a_folder_records_how_its_images_were_made(projection, photographs):
+    for i, image in enumerate(np.load(photographs / "real.npz")["arr_0"]):
+        folder = photographs / "data" / f"class{i % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.pad(image, ((0, 0), (2, 3), (0, 0)))).save(folder / f"{i}.png")
+    make_reference(data=f"folder:{photographs / 'data'}", image_size=8, out=photographs / "ref.npz", keep=10)
+    with np.load(photographs / "ref.npz") as archive:
+        info = json.loads(str(archive["info"]))
+        assert archive["mu"].shape == (6,) and archive["features"].shape == (10, 6) and archive["n"] == 40
+    for fact in ("split=train", "images=40", "size=8", "crop=adm"):
+        assert fact in info["identity"]
+    assert (info["extractor"], info["resize"], info["weights_sha256"]) == ("projection", "tf1_bilinear", "0" * 64)
+
+
+def test_metrics_of_other_networks_are_offered_where_their_weights_are(run, home, photographs):
+    asked = {"samples": photographs / "fake.npz", "reference": photographs / "real.npz", "allow_few": True}
+    with pytest.raises(UserError) as caught:
+        run(**asked, metrics="fid,xyz", out=photographs / "result.json")
+    assert "inception_score" in str(caught.value) and "cmmd" not in str(caught.value)
+    with pytest.raises(UserError, match=r"no weights of clip-vitl14-336 at .*: fetch model\.safetensors or"):
+        run(**asked, metrics="cmmd", out=photographs / "result.json")
+    (photographs / "dino.pth").touch()
+    with pytest.raises(UserError, match="did you mean 'fd_dinov2'"):
+        run(**asked, metrics="fd_dinov", dinov2_weights=photographs / "dino.pth", out=photographs / "result.json")
+
+
+def test_other_networks_are_measured_beside_inception(run, projection, photographs, capsys, monkeypatch):
+    """The name of a metric reaches its network, and the result states all networks."""
+    kinds = {"dinov2": dataclasses.replace(DINOV2, **TINY), "clip": dataclasses.replace(CLIP, **TINY, projection=5)}
+
+    def read(kind, path):
+        leaves, structure = jax.tree.flatten(kind.network())
+        rng = np.random.default_rng(0)
+        drawn = [leaf + 0.3 * rng.normal(size=leaf.shape).astype(np.float32) for leaf in leaves]
+        return jax.tree.unflatten(structure, drawn), kind.name[:4] * 16
+
+    monkeypatch.setattr(scoring, "FURTHER", kinds)
+    monkeypatch.setattr(scoring, "read_vision_transformer", read)
+    stored, result = photographs / "ref.npz", photographs / "result.json"
+    make_reference(data=photographs / "real.npz", metrics="fid,fd_dinov2,cmmd", out=stored)
+    common = {"samples": photographs / "fake.npz", "allow_few": True}
+    run(**common, metrics="fid,fd_dinov2,cmmd", reference=stored, out=result)
+    printed = capsys.readouterr().out
+    assert "FD-DINOv2-40" in printed and "extractor projection, dinov2-vitl14, clip-vitl14-336;" in printed
+    values = json.loads(result.read_text())
+    assert all(value > 0 for value in values["metrics"].values())
+    stated = [(each["name"], each["resize"]) for each in values["extractor"]["further"]]
+    assert stated == [("dinov2-vitl14", "pil_bicubic_uint8"), ("clip-vitl14-336", "pil_bicubic_uint8")]
+    alone = photographs / "alone.json"
+    run(**common, metrics="fd_dinov2", reference=stored, out=alone)
+    assert json.loads(alone.read_text())["extractor"]["name"] == "dinov2-vitl14"
+    assert json.loads(alone.read_text())["metrics"]["fd_dinov2"] == values["metrics"]["fd_dinov2"]
+    with pytest.raises(UserError, match="made with resize pil_bicubic_uint8, not bicubic_antialias"):
+        run(**common, metrics="fd_dinov2", reference=stored, protocol="edm", out=photographs / "edm.json")
 
 
 def test_the_network_is_not_run_for_too_few_images_or_without_weights(run, photographs):

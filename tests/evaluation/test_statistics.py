@@ -14,7 +14,7 @@ def streamed(rows, batch_size):
     return statistics
 
 
-def assert_moments(statistics, rows, rtol=1e-11):
+def assert_moments(statistics, rows, rtol=1e-12):
     mean, covariance = statistics.finalise()
     exact = rows.astype(np.longdouble)
     centred = exact - exact.mean(axis=0)
@@ -73,6 +73,27 @@ def test_moments_can_be_taken_on_the_way():
     statistics.update(np.empty((0, 3)))
     statistics.update(rows[30:])
     assert_moments(statistics, rows)
+
+
+def test_each_image_comes_once():
+    rows = np.random.default_rng(4).normal(size=(20, 3))
+    first, second = FeatureStatistics(3), FeatureStatistics(3)
+    first.update(rows[::2], np.arange(0, 20, 2))
+    second.update(rows[1::2], np.arange(1, 20, 2))
+    with pytest.raises(UserError, match="features of image 1 are missing, and 9 in all"):
+        first.finalise()
+    with pytest.raises(UserError, match="image 4 comes twice; give each image of the set once"):
+        first.update(rows[3:5], [3, 4])
+    with pytest.raises(UserError, match="image 21 comes twice"):
+        first.update(rows[3:5], [21, 21])
+    with pytest.raises(UserError, match="3 indices came with 2 images"):
+        first.update(rows[3:5], [21, 23, 25])
+    first.merge(second)
+    assert first.count == 20
+    assert_moments(first, rows)
+    with pytest.raises(UserError, match="image 1 comes twice"):
+        first.merge(second)
+    assert first.count == 20
 
 
 def test_refuses_what_it_cannot_add():

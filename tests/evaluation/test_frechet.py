@@ -33,6 +33,8 @@ def test_equals_the_reference_implementations(golden_metrics, golden_features, n
     tolerance = 1e-6 if name == "singular" else 1e-9
     np.testing.assert_allclose(ours, values[name]["fid"]["torch_fidelity"], rtol=tolerance)
     np.testing.assert_allclose(ours, values[name]["fid"]["pytorch_fid_scipy_sqrtm"], rtol=tolerance)
+    np.testing.assert_allclose(ours, values[name]["fid"]["svd_of_roots"], rtol=1e-7)
+    assert abs(ours - values[name]["fid"]["always_offset_1e-6"]) > 1e-6 * ours
     np.testing.assert_allclose(moments(x)[0], stored[f"{name}_mu_x"], rtol=1e-12)
 
 

@@ -24,7 +24,7 @@ def assert_moments(statistics, rows, rtol=1e-12):
     assert np.array_equal(covariance, covariance.T)
 
 
-@pytest.mark.parametrize("name", ["small", "singular"])
+@pytest.mark.parametrize("name", ["small", "large", "singular"])
 def test_equals_the_reference(golden_metrics, golden_features, name):
     x, y = golden_features(name)
     stored = golden_metrics[1]
@@ -32,6 +32,9 @@ def test_equals_the_reference(golden_metrics, golden_features, name):
     np.testing.assert_allclose(mean, stored[f"{name}_mu_y"], rtol=1e-13)
     if name == "small":
         np.testing.assert_allclose(covariance, stored["small_sigma_y"], atol=1e-15)
+    mean, covariance = streamed(x, 7).finalise()
+    np.testing.assert_allclose(mean, stored[f"{name}_mu_x"], rtol=1e-13)
+    np.testing.assert_allclose(covariance[:3], stored[f"{name}_trace_sigma_rows_x"], rtol=0, atol=1e-14)
     assert_moments(streamed(x, 7), x)
 
 

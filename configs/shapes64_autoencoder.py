@@ -1,10 +1,12 @@
-"""A small KL autoencoder (f = 4, c = 4) of rendered shapes at 64×64, small enough to train on CPU cores.
+"""A small KL autoencoder (f = 4, c = 8) of rendered shapes at 64×64, small enough to train on CPU cores.
 
-    diffusion-jax train --config configs/shapes64_autoencoder.py --workdir runs/shapes_autoencoder
+    diffusion-jax train --config configs/shapes64_autoencoder.py --workdir runs/shapes64/autoencoder
 
 The run's folder is then a first stage by its name:
 
-    diffusion-jax train --config … --config.autoencoder.name=kl --config.autoencoder.weights=runs/shapes_autoencoder
+    diffusion-jax train --config … --config.autoencoder.name=kl --config.autoencoder.weights=runs/shapes64/autoencoder
+
+For the first thousand steps or so the reconstructions are grey, at 18 dB; colours come suddenly after that.
 
 There is no adversary: with `--config.discriminator.name=patchgan` and `--config.loss.disc_start=2000` there is one.
 """
@@ -27,8 +29,8 @@ def get_config(variant: str | None = None) -> ConfigDict:
             "num_res_blocks": 1,
             "mid_attention": False,
             "norm_groups": 4,
-            "z_channels": 4,
-            "embed_dim": 4,
+            "z_channels": 8,
+            "embed_dim": 8,
         },
         "loss": {"name": "kl"},
         "discriminator": {"name": "none"},
@@ -36,19 +38,20 @@ def get_config(variant: str | None = None) -> ConfigDict:
         "optimizer": {
             "name": "adamw",
             "lr": 1e-3,
+            "b2": 0.99,
             "schedule": "cosine",
             "warmup_steps": 50,
-            "decay_steps": 4000,
+            "decay_steps": 3600,
         },
         "discriminator_optimizer": {"name": "adamw", "lr": 5e-4, "b1": 0.5, "b2": 0.9},
         "ema": {"name": "constant", "max_decay": 0.99},
         "train": {
-            "steps": 4000,
-            "batch_size": 8,
+            "steps": 3600,
+            "batch_size": 4,
             "log_every": 100,
-            "save_every": 1000,
-            "sample_every": 1000,
-            "eval_every": 1000,
+            "save_every": 900,
+            "sample_every": 900,
+            "eval_every": 900,
         },
         "evaluate": {"split": "test", "num": 256},
         "mesh": {"data": -1},

@@ -194,8 +194,16 @@ class LatentCache:
         Returns:
           `mean` and, unless the first stage has none, `std`, [h, w, c] of the cache's dtype; if `mirrored`, also
           `mirrored_mean` and `mirrored_std`; `label`, int32 scalar.
+
+        Raises:
+          UserError: it is damaged, or its label is none of the classes, which a model's table would not notice.
         """
         record = self.read(index)
+        if not 0 <= record["label"] < self.num_classes:
+            raise UserError(
+                f"record {index} of {self._name} has label {record['label']}, beyond the classes 0 to "
+                f"{self.num_classes - 1}: encode again"
+            )
         return {**{name: record[name] for name in self._fields}, "label": record["label"]}
 
     def read(self, index: int) -> np.void:

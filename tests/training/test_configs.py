@@ -64,6 +64,9 @@ SLOW = {
     "imagenet512_dit",
     "lsun_church256_iuvit",
     "autoencoder_vq_f8",
+    # As imagenet256_dit and imagenet256_ldm4_unet.
+    "shapes64_latent_dit",
+    "shapes64_latent_unet",
 } - {"imagenet256_ldm4_unet"}
 
 

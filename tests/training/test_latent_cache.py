@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -365,3 +366,16 @@ def test_mistakes_are_one_line(tmp_path, cache):
     (tmp_path / "metadata.json").write_text(json.dumps(values))
     with pytest.raises(UserError, match=r"latents-00000-of-00004.array_record is missing: copy it again, or run"):
         open_source(reading(tmp_path))
+
+
+def test_a_label_beyond_the_table_is_refused(tmp_path, cache):
+    """JAX would take the last row of a table instead, without a word."""
+    shutil.copytree(cache, tmp_path / "cache")
+    path = tmp_path / "cache" / "metadata.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "num_classes": 2, "class_names": ["a", "b"]}))
+    latents = open_source(reading(tmp_path / "cache"))
+    assert latents[0]["label"] == 0
+    with pytest.raises(
+        UserError, match=r"^record \d+ of cache:.* has label 2, beyond the classes 0 to 1: encode again$"
+    ):
+        [latents[i] for i in range(IMAGES)]

@@ -1,0 +1,71 @@
+"""Class-conditional UNet in the latents of the small autoencoder of rendered shapes: the demo of two stages.
+
+    make demo-latent    # the autoencoder, its cache, this, and figures
+
+    diffusion-jax train  --config configs/shapes64_latent_unet.py --workdir runs/shapes64/unet
+    diffusion-jax sample --workdir runs/shapes64/unet --out runs/shapes64/unet/samples --num 400 --cfg-scale 2
+
+`shapes64_latent_dit` is the same with a DiT, and has the lines for autoencoder and cache.
+"""
+
+from ml_collections import ConfigDict
+
+from diffusion_jax.config import variant_words
+
+
+def get_config(variant: str | None = None) -> ConfigDict:
+    """Variants: `smoke` (two steps of a tiny model on rendered images, untrained autoencoder)."""
+    words = variant_words(variant, ["smoke"])
+    config = {
+        "data": {"name": "cache:runs/shapes64/latents", "image_size": 64, "flip": True},
+        "conditioner": {"name": "class", "label_drop": 0.1},
+        "autoencoder": {
+            "name": "kl",
+            "preset": "kl-f4",
+            "weights": "runs/shapes64/autoencoder",
+            "normalize": "channel",
+        },
+        "model": {
+            "name": "unet",
+            "model_channels": 48,
+            "channel_mult": (1, 2),
+            "num_res_blocks": 1,
+            "attention_resolutions": (2,),
+            "num_head_channels": 24,
+            "use_scale_shift_norm": True,
+            "norm_groups": 8,
+        },
+        "path": {"name": "ddpm", "schedule": "cosine"},
+        "prediction": {"kind": "v", "variance": "fixed_small"},
+        "loss": {"name": "simple"},
+        "timesteps": {"name": "uniform"},
+        "optimizer": {"name": "adamw", "lr": 1e-3, "schedule": "cosine", "warmup_steps": 100, "decay_steps": 2000},
+        "ema": {"name": "constant", "max_decay": 0.995},
+        "train": {
+            "steps": 2000,
+            "batch_size": 32,
+            "log_every": 100,
+            "save_every": 1000,
+            "sample_every": 1000,
+        },
+        "sampler": {"name": "ddim", "steps": 40},
+        "guidance": {"name": "cfg", "cfg_scale": 2.0},
+        "sample": {"batch_size": 40, "grid": 40},
+    }
+    if "smoke" in words:
+        config["data"] |= {"name": "shapes:images=64", "image_size": 16}
+        config["autoencoder"] |= {
+            "weights": "random",
+            "normalize": "scale",
+            "scale": 1.0,
+            "ch": 8,
+            "ch_mult": (1, 2),
+            "num_res_blocks": 1,
+            "mid_attention": False,
+            "norm_groups": 4,
+        }
+        config["model"] |= {"model_channels": 24}
+        config["train"] |= {"steps": 2, "batch_size": 8, "log_every": 1, "sample_every": 2}
+        config["sampler"] |= {"steps": 2}
+        config["sample"] |= {"batch_size": 8, "grid": 8}
+    return ConfigDict(config)

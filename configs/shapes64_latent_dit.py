@@ -3,7 +3,7 @@
     make demo-latent                                       # all of the following, and figures
 
     diffusion-jax train  --config configs/shapes64_autoencoder.py --workdir runs/shapes64/autoencoder
-    diffusion-jax encode --autoencoder kl-f4 --weights runs/shapes64/autoencoder --data shapes:images=8000 \\
+    diffusion-jax encode --autoencoder kl-f4 --weights runs/shapes64/autoencoder --data shapes:images=6000 \\
         --image-size 64 --out runs/shapes64/latents
     diffusion-jax train  --config configs/shapes64_latent_dit.py --workdir runs/shapes64/dit
     diffusion-jax sample --workdir runs/shapes64/dit --out runs/shapes64/dit/samples --num 400 --cfg-scale 2
@@ -28,21 +28,29 @@ def get_config(variant: str | None = None) -> ConfigDict:
             "weights": "runs/shapes64/autoencoder",
             "normalize": "channel",
         },
-        "model": {"name": "dit", "depth": 6, "width": 192, "heads": 3, "patch_size": 2},
+        "model": {"name": "dit", "depth": 6, "width": 128, "heads": 4, "patch_size": 2},
         "path": {"name": "ddpm", "schedule": "cosine"},
         "prediction": {"kind": "v", "variance": "fixed_small"},
         "loss": {"name": "simple"},
         "timesteps": {"name": "uniform"},
-        "optimizer": {"name": "adamw", "lr": 1e-3, "schedule": "cosine", "warmup_steps": 100, "decay_steps": 2000},
+        "optimizer": {
+            "name": "adamw",
+            "lr": 2e-3,
+            "b2": 0.99,
+            "clip_norm": 1.0,
+            "schedule": "cosine",
+            "warmup_steps": 100,
+            "decay_steps": 1500,
+        },
         "ema": {"name": "constant", "max_decay": 0.995},
         "train": {
-            "steps": 2000,
+            "steps": 1500,
             "batch_size": 32,
             "log_every": 100,
-            "save_every": 1000,
-            "sample_every": 1000,
+            "save_every": 500,
+            "sample_every": 500,
         },
-        "sampler": {"name": "ddim", "steps": 40},
+        "sampler": {"name": "ddim", "steps": 25},
         "guidance": {"name": "cfg", "cfg_scale": 2.0},
         "sample": {"batch_size": 40, "grid": 40},
     }

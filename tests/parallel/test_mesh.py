@@ -1,12 +1,14 @@
 """Meshes, batches on them, and partition rules."""
 
+import types
+
 import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.parallel.mesh import MeshConfig, batch_sharding, local_rows, make_mesh, to_global
+from diffusion_jax.parallel.mesh import MeshConfig, batch_sharding, group_by_slice, local_rows, make_mesh, to_global
 from diffusion_jax.parallel.partition import make_shardings, path_name
 
 
@@ -27,6 +29,33 @@ def test_a_mesh_that_does_not_divide_the_devices_is_refused(config):
 def test_impossible_sizes_are_refused(config):
     with pytest.raises(UserError, match="at most one is -1"):
         make_mesh(config)
+
+
+def test_the_data_axis_spans_slices_one_after_the_other():
+    devices = jax.devices()
+    mesh = make_mesh(MeshConfig(fsdp=2, dcn=2), devices[1::2] + devices[::2])
+    assert dict(mesh.shape) == {"data": 4, "fsdp": 2, "tensor": 1}
+    assert [device.id for device in mesh.devices.flat] == [1, 3, 5, 7, 0, 2, 4, 6]
+
+
+def test_tpus_are_grouped_by_the_slice_they_name():
+    tpus = [types.SimpleNamespace(platform="tpu", slice_index=index, id=id) for id, index in enumerate((1, 0, 1, 0))]
+    assert [[tpu.id for tpu in group] for group in group_by_slice(tpus, None)] == [[1, 3], [0, 2]]
+    with pytest.raises(UserError, match=r"mesh\.dcn=1: these TPUs are of 2 slices"):
+        group_by_slice(tpus, 1)
+    with pytest.raises(UserError, match="slices of 2, 1 devices"):
+        group_by_slice(tpus[1:], None)
+
+
+@pytest.mark.parametrize("dcn", [0, -1, 3])
+def test_slices_of_several_sizes_are_refused(dcn):
+    with pytest.raises(UserError, match=rf"mesh\.dcn={dcn} does not divide 8 devices"):
+        make_mesh(MeshConfig(dcn=dcn))
+
+
+def test_nothing_but_data_is_split_between_slices():
+    with pytest.raises(UserError, match=r"mesh\.data=1 does not divide over 2 slices"):
+        make_mesh(MeshConfig(fsdp=8, dcn=2))
 
 
 def test_a_batch_is_split_over_data_and_fsdp():

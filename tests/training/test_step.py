@@ -142,11 +142,13 @@ def assert_same_run(ours, want):
 
 @pytest.mark.parametrize(
     "mesh",
-    [MeshConfig(data=8), MeshConfig(data=1, fsdp=8), MeshConfig(data=1, fsdp=4, tensor=2), MeshConfig(2, 2, 2)],
+    [MeshConfig(data=8), MeshConfig(data=1, fsdp=8), MeshConfig(data=1, fsdp=4, tensor=2), MeshConfig(2, 2, 2, dcn=2)],
     ids=str,
 )
 def test_eight_devices_equal_one(alone, mesh):
-    ours = run(make_mesh(mesh))
+    devices = jax.devices()
+    # Of two slices, each a mesh of its own, with the devices in another order.
+    ours = run(make_mesh(mesh, devices[::-2] + devices[::2] if mesh.dcn else devices))
     assert_same_run(ours, alone)
     kernel = ours[2].optimizer[1][0].mu.blocks.mlp.fc1.kernel[...]
     assert kernel.addressable_shards[0].data.size == kernel.size // (mesh.fsdp * mesh.tensor)

@@ -13,7 +13,7 @@ from diffusion_jax.errors import UserError, did_you_mean
 from diffusion_jax.files import cache_folder
 
 # Each names a module of `diffusion_jax.commands` with a docstring, `define_flags(values)` and `run(values)`.
-COMMANDS = ("train", "sweep", "encode", "sample", "evaluate", "reference", "models", "samplers", "ema")
+COMMANDS = ("train", "sweep", "encode", "sample", "evaluate", "reference", "models", "samplers", "ema", "plan")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

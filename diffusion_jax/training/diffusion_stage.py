@@ -25,6 +25,7 @@ class DiffusionStage:
     Args:
       config: a complete config.
       facts: what is known of the data.
+      devices: the devices of the mesh; None means all devices of all processes.
 
     Raises:
       UserError: parts that do not fit together or the mesh, or values out of range.
@@ -32,11 +33,11 @@ class DiffusionStage:
 
     schema: Schema = SCHEMA
 
-    def __init__(self, config: ml_collections.ConfigDict, facts: DatasetFacts):
+    def __init__(self, config: ml_collections.ConfigDict, facts: DatasetFacts, devices: Sequence[Any] | None = None):
         self.system = System(config, facts)
         self.train, self.data, self.facts = self.system.train, self.system.data, facts
-        devices: MeshConfig = self.system.build("mesh")
-        self.mesh, self.attention = make_mesh(devices), devices.attention
+        mesh: MeshConfig = self.system.build("mesh")
+        self.mesh, self.attention = make_mesh(mesh, devices), mesh.attention
         self.optimizer, self.learning_rate = self.system.build("optimizer")
 
     def abstract_state(self) -> TrainState:

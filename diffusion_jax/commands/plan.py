@@ -1,0 +1,60 @@
+"""Says what a run needs on hardware that is not there: memory, largest batch, traffic, least time.
+
+    diffusion-jax plan --config configs/imagenet256_dit.py --topology v5e:16x16 --config.model.dtype=bfloat16
+    diffusion-jax plan --config configs/imagenet256_dit.py --topology v5p-128 --batch 2048 --config.mesh.fsdp=64
+    diffusion-jax plan --config configs/imagenet256_dit.py --topology h200x8 --classes 1000
+
+The train step and the sampler are those of the run, compiled by the TPU compiler (the extra diffusion_jax[tpu]) for a
+topology by its torus, v5e:16x16, or by Cloud TPU's name, v5e-256, v6e-64, v5p-128 (which counts cores, two a chip);
+2xv5e:16x16 is two slices. Of GPUs (a100, h100, h200, b200: h200x8) the plan is made from shapes alone. Neither images
+nor weights need be there; where TFDS does not declare the number of classes, name it with --classes.
+
+Bounds are what published peaks allow: no step is faster. Multiply-adds are counted in the program itself.
+"""
+
+import json
+import pathlib
+
+from absl import flags
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Adds this command's flags to `values`."""
+    flags.DEFINE_string("config", None, "The config file, FILE.py or FILE.py:VARIANT.", flag_values=values)
+    flags.DEFINE_string("topology", None, "The chips: v5e:16x16, v5e-256, 2xv6e-64, h200x8.", flag_values=values)
+    flags.DEFINE_integer("batch", None, "Images per step; by default the config's.", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("classes", None, "Number of classes of the data.", lower_bound=1, flag_values=values)
+    flags.DEFINE_float("mfu", 0.4, "Share of the peak assumed.", 0.01, 1.0, flag_values=values)
+    flags.DEFINE_bool("sampler", True, "Compile the sampler too.", flag_values=values)
+    flags.DEFINE_bool("largest", True, "Look for the largest batch that fits.", flag_values=values)
+    flags.DEFINE_bool(
+        "thorough", False, "Compile with a run's effort: minutes, for about 1 % less memory.", flag_values=values
+    )
+    flags.DEFINE_string("json", None, "A file to write the plan to.", flag_values=values)
+    flags.DEFINE_list("overrides", [], "Filled with the --config.… arguments.", flag_values=values)
+    flags.mark_flags_as_required(["config", "topology"], flag_values=values)
+
+
+def run(values: flags.FlagValues) -> None:
+    """Runs the command."""
+    from diffusion_jax.config import override, read_config
+    from diffusion_jax.errors import UserError
+    from diffusion_jax.parallel.topology import parse_topology
+    from diffusion_jax.planning.facts import planned_facts
+    from diffusion_jax.planning.plan import Planner
+    from diffusion_jax.planning.report import report
+    from diffusion_jax.training.diffusion_stage import DiffusionStage
+    from diffusion_jax.training.loop import stage_of
+
+    topology = parse_topology(values.topology)
+    written = read_config(values.config)
+    if stage_of(written) is not DiffusionStage:
+        raise UserError(f"--config {values.config}: trains a first stage; plan takes diffusion models and classifiers")
+    config = override(written, values.overrides, DiffusionStage.schema)
+    data = DiffusionStage.schema["data"].build("data", config.data)
+    facts = planned_facts(data, config.conditioner.name != "none", values.classes)
+    planner = Planner(config, facts, topology, values.thorough)
+    plan = planner.plan(values.batch, values.mfu, values.sampler, values.largest)
+    print(report(plan, values.config))
+    if values.json:
+        pathlib.Path(values.json).write_text(json.dumps(plan.to_json(), indent=2) + "\n")

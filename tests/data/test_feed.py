@@ -129,6 +129,16 @@ def test_short_intervals_are_judged_together(capsys, monkeypatch):
     feed.close()
 
 
+def test_good_times_do_not_hide_later_bad_ones(capsys, monkeypatch):
+    feed = feed_of(Reader())
+    for waited in [0.0] * 20 + [1.0] * 2:
+        feed.take(nothing)
+        monkeypatch.setattr(feed, "_waited", waited)
+        feed.summary(1, JUDGED_SECONDS)
+    assert "wait 10% of their time" in capsys.readouterr().err
+    feed.close()
+
+
 @pytest.mark.parametrize(
     ("threads", "workers", "cores", "remedy"),
     [

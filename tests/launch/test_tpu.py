@@ -74,6 +74,7 @@ def test_a_preempted_resource_is_requested_again_and_the_training_started_again(
     for worker in WORKERS:
         assert cloud.starts(worker) == ["train --config=configs/digits.py --workdir=/data/a run --coordinator auto"] * 2
     assert "preempted" in error and "the run is finished" in error
+    assert "the training ended on a worker" not in error
 
 
 def test_a_crash_on_one_worker_starts_all_of_them_again(cloud):

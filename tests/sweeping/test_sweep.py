@@ -135,6 +135,7 @@ def test_a_signal_stops_the_runs_and_starts_no_more(folder, monkeypatch):
         sweep(folder)
     assert caught.value.code == 75
     assert starts(folder) == NAMES[:1]
+    assert not (folder / "sweep" / NAMES[0] / "checkpoints").exists()
 
 
 def test_print_gives_commands_that_a_shell_reads(folder, capsys):

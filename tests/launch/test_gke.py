@@ -34,9 +34,9 @@ def test_two_slices_of_a_spot_tpu(manifest):
     assert [toleration["key"] for toleration in pod["tolerations"]] == ["cloud.google.com/gke-spot"]
     (container,) = pod["containers"]
     assert container["resources"] == {"limits": {"google.com/tpu": 4}}
-    # Kubernetes turns $$( back into $(.
-    words = [word.replace("$$(", "$(") for word in container["command"]]
-    assert words == ["diffusion-jax", "train", *TRAINING[1:], "--coordinator", "auto"]
+    # Kubernetes fills in $(...) and reads $$(...) as $(...).
+    training = [word.replace("$(", "$$(") for word in TRAINING[1:]]
+    assert container["command"] == ["diffusion-jax", "train", *training, "--coordinator", "auto"]
     assert {"name": "runs", "mountPath": "/data"} in container["volumeMounts"]
     assert {"name": "runs", "persistentVolumeClaim": {"claimName": "claim"}} in pod["volumes"]
 

@@ -129,6 +129,9 @@ def _splash(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) ->
     segments = None
     if mask is not None or padded_keys != keys:
         seen = jnp.ones((q.shape[0], keys), bool) if mask is None else mask  # [B, M]
+        if mask is not None:  # a row that allows no key weighs all alike, as queries of zero do
+            some = mask.any(1, keepdims=True)  # [B, 1]
+            q, seen = jnp.where(some[:, :, None, None], q, 0), mask | ~some
         kv = jnp.pad(seen.astype(jnp.int32), ((0, 0), (0, padded_keys - keys)))  # [B, padded_keys]
         segments = splash.SegmentIds(jnp.ones((q.shape[0], padded), jnp.int32), kv)
     block, block_keys = _block(padded), _block(padded_keys)

@@ -18,7 +18,8 @@ def attention(
       q: [B, N, heads, d] queries, float32 or bfloat16.
       k: [B, M, heads, d] keys, same dtype.
       v: [B, M, heads, d] values, same dtype.
-      mask: [B, M] bool, True where a key may be attended to; None allows all, and a row that allows none takes their mean.
+      mask: [B, M] bool, True where a key may be attended to; None allows all; a row that allows none takes
+        the mean of all.
       bias: [W, heads, N, M] float32 added to the logits, W a divisor of B: element b of the batch takes bias b mod W,
         as the windows of a Swin layer do. None adds nothing.
 

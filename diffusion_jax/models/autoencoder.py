@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import PartitionSpec
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.autoencoder_blocks import Decoder, Encoder, make_layout
@@ -103,6 +104,16 @@ class Autoencoder(nnx.Module):
 
     moments: ClassVar[int]
     """Channels that the encoder writes for each channel of the latents."""
+
+    # The input of a block's first convolution over "fsdp", what lies between the two over "tensor".
+    partition_rules = (
+        (r"conv1/kernel", PartitionSpec(None, None, "fsdp", "tensor")),
+        (r"conv1/bias", PartitionSpec("tensor")),
+        (r"conv2/kernel", PartitionSpec(None, None, "tensor", "fsdp")),
+        (r"conv_in/kernel", PartitionSpec(None, None, None, "fsdp")),
+        (r"(conv_out|samplers/\d+)/kernel", PartitionSpec(None, None, "fsdp", None)),
+        (r"(shortcut|qkv|proj)/kernel", PartitionSpec("fsdp", None)),
+    )
 
     def __init__(
         self,

@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.convolution import uniform
@@ -88,6 +89,12 @@ class PatchDiscriminator(nnx.Module):
     Raises:
       UserError: fewer than one layer.
     """
+
+    partition_rules = (
+        (r"conv_in/kernel", PartitionSpec(None, None, None, "fsdp")),
+        (r"convs/\d+/kernel", PartitionSpec(None, None, "fsdp", "tensor")),
+        (r"conv_out/kernel", PartitionSpec(None, None, "fsdp", None)),
+    )
 
     def __init__(
         self,

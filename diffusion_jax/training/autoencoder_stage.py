@@ -8,6 +8,8 @@ from typing import Any
 import ml_collections
 
 from diffusion_jax.config import Schema
+from diffusion_jax.models.autoencoder import Autoencoder
+from diffusion_jax.models.discriminator import PatchDiscriminator
 from diffusion_jax.models.lpips import LPIPS
 from diffusion_jax.parallel.mesh import MeshConfig, make_mesh
 from diffusion_jax.training.autoencoder_step import AutoencoderState
@@ -46,8 +48,9 @@ class AutoencoderStage:
         return Reconstructions(self.system, self.mesh)
 
     def abstract_state(self) -> AutoencoderState:
-        """See `Stage`; every device holds all of both networks."""
-        return sharded_shapes(self.system.init_state, (), self.mesh)
+        """See `Stage`."""
+        rules = (*Autoencoder.partition_rules, *PatchDiscriminator.partition_rules)
+        return sharded_shapes(self.system.init_state, rules, self.mesh)
 
     def new_state(self, abstract: AutoencoderState) -> AutoencoderState:
         """See `Stage`."""

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from diffusion_jax import config as config_lib
 from diffusion_jax.errors import UserError
-from diffusion_jax.parallel.mesh import MeshConfig, make_mesh, replicated
+from diffusion_jax.parallel.mesh import make_mesh, replicated
 from diffusion_jax.training.checkpoints import Checkpoints
 from diffusion_jax.training.setup import abstract_state
 from diffusion_jax.training.system import SCHEMA, DatasetFacts, System
@@ -50,8 +50,9 @@ def restore_for_sampling(
     Args:
       workdir: the run's folder.
       step: "latest", "best" or a step number.
-      overrides: `--config.section.key=value` arguments that change the stored config.
-      mesh: where to put the weights; None takes all devices along "data".
+      overrides: `--config.section.key=value` arguments that change the stored config; its section `mesh`, which was
+        that of the training, is left out first.
+      mesh: where to put the weights; None takes that of the overrides, by default all devices along "data".
 
     Returns:
       The system, the mesh, the backbone with the weights that `sample.params` names, and the first stage.
@@ -66,9 +67,9 @@ def restore_for_sampling(
                 f"--workdir {workdir}: this run trained a first stage, not a diffusion model; train one with "
                 f"autoencoder.weights={workdir}"
             )
-        config = config_lib.override(stored["config"], overrides, SCHEMA)
+        config = config_lib.override(stored["config"] | {"mesh": {}}, overrides, SCHEMA)
         system = System(config, DatasetFacts.from_json(stored["data"]))
-        mesh = mesh or make_mesh(MeshConfig())
+        mesh = mesh or make_mesh(system.build("mesh"))
         optimizer, _ = system.build("optimizer")
         abstract = abstract_state(system, optimizer, mesh)
         field = "ema" if system.sample.params == "ema" else "model"

@@ -179,7 +179,8 @@ def test_every_backbone_is_covered():
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(tmp_path):
+@pytest.mark.timeout(1800)
+def test_two_processes_equal_one():
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         address = f"localhost:{probe.getsockname()[1]}"
@@ -195,10 +196,15 @@ def test_two_processes_equal_one(tmp_path):
         for number in range(2)
     ]
     found = []
-    for process in started:
-        out, error = process.communicate(timeout=550)
-        assert process.returncode == 0, error
-        found.append(json.loads(out.splitlines()[-1]))
+    try:
+        for process in started:
+            out, error = process.communicate()
+            assert process.returncode == 0, error
+            found.append(json.loads(out.splitlines()[-1]))
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
     for name in (*MODELS, *FIRST_STAGES):
         want, _ = one_step(name, make_mesh(MeshConfig(), jax.devices()[:1]))
         for each in found:

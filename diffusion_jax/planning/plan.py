@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -29,8 +29,8 @@ from diffusion_jax.planning.programs import (
 from diffusion_jax.training.diffusion_stage import DiffusionStage
 from diffusion_jax.training.system import DatasetFacts
 
-# Compilations to find the largest batch: linear in the batch they would be two.
-TRIES = 4
+# Pairs of compilations to find the largest batch; were memory linear in the batch, one would do.
+ROUNDS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,12 +224,16 @@ class Planner:
                 drawing = None
                 program = train_program(stage)
                 training = workers.submit(compile_program, program, self.thorough)
+                doubled = workers.submit(self.compile_step, 2 * batch_size) if largest else None
                 if sampler and not stage.system.classifies:
                     drawn = sample_program(stage)
                     drawing = workers.submit(compile_program, drawn, self.thorough)
                 compiled = training.result()
                 trained = self.compiled_plan(stage, program, compiled)
-                found = self.largest_batch(unit, batch_size, compiled) if largest else None
+                found = None
+                if doubled:
+                    known = {batch_size // unit: compiled, 2 * batch_size // unit: doubled.result()}
+                    found = self.largest_batch(unit, known, workers)
                 if drawing:
                     sampled = self.sample_plan(stage, drawn, drawing.result())
         else:
@@ -309,30 +313,28 @@ class Planner:
         work = kept_activations(stage) + parts["parameters"] if peak_bytes is None else peak_bytes - sum(parts.values())
         return Memory(**parts, work=max(work, 0), available=self.topology.chip.hbm)
 
-    def largest_batch(self, unit: int, batch_size: int, compiled: Compiled) -> int:
-        """The largest batch that the compiler accepts, within a few tries along the line through what it said before.
+    def compile_step(self, batch_size: int) -> Compiled:
+        """What the compiler says of the train step with another batch."""
+        return compile_program(train_program(self.stage(batch_size)), self.thorough)
+
+    def largest_batch(self, unit: int, known: dict[int, Compiled], workers: Executor) -> int:
+        """The largest batch that the compiler accepts, looked for along the line through what it said before.
 
         Args:
           unit: what batches are multiples of.
-          batch_size: of the step that was compiled.
-          compiled: what the compiler said of it.
+          known: what the compiler said of batches, by their number of units.
+          workers: where to compile.
 
         Returns:
           The largest batch that was compiled and fits; 0 if none did.
         """
-        limit = self.topology.chip.hbm
-        known = {batch_size // unit: compiled}
-        for _ in range(TRIES):
-            fitting = [rows for rows, each in known.items() if each.fits]
-            beyond = min((rows for rows, each in known.items() if not each.fits), default=None)
-            best = max(fitting, default=0)
-            rows = next_rows(known, limit)
-            rows = max(rows, best + 1)
-            if beyond is not None:
-                rows = min(rows, beyond - 1)
-            if rows <= best or rows < 1:
-                break
-            known[rows] = compile_program(train_program(self.stage(rows * unit)), self.thorough)
+        for _ in range(ROUNDS):
+            best = max((rows for rows, each in known.items() if each.fits), default=0)
+            beyond = min((rows for rows, each in known.items() if not each.fits), default=best + 10**9)
+            guess = min(max(next_rows(known, self.topology.chip.hbm), best + 1), beyond - 1)
+            tried = [rows for rows in (guess, guess + 1) if best < rows < beyond]
+            found = workers.map(self.compile_step, [rows * unit for rows in tried])
+            known = known | dict(zip(tried, found, strict=True))
         return unit * max((rows for rows, each in known.items() if each.fits), default=0)
 
     def largest_analytic(self, unit: int, batch_size: int) -> int:
@@ -342,10 +344,8 @@ class Planner:
 
 
 def next_rows(known: dict[int, Compiled], limit: float) -> int:
-    """Where the line through the two most telling compilations reaches the limit; twice the first without a second."""
-    if len(known) == 1:
-        [(rows, each)] = known.items()
-        return rows * 2 if each.fits else max(int(rows * limit / each.peak_bytes), 1)
-    (low, first), (high, second) = sorted(known.items(), key=lambda item: abs(item[1].peak_bytes - limit))[:2]
+    """Where the line through the two compilations nearest to the limit reaches it; beyond all if it does not."""
+    nearest = sorted(known.items(), key=lambda item: abs(item[1].peak_bytes - limit))[:2]
+    (low, first), (high, second) = sorted(nearest)
     slope = (second.peak_bytes - first.peak_bytes) / (high - low)
     return int(low + (limit - first.peak_bytes) / slope) if slope > 0 else 2 * max(known)

@@ -1,6 +1,8 @@
 """Plans from shapes alone, and what is made of them."""
 
+import dataclasses
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import pytest
@@ -10,7 +12,7 @@ from diffusion_jax.config import load_config
 from diffusion_jax.data import DataConfig
 from diffusion_jax.errors import UserError
 from diffusion_jax.parallel.collectives import BETWEEN_SLICES, Collective
-from diffusion_jax.parallel.topology import parse_topology
+from diffusion_jax.parallel.topology import CHIPS, parse_topology
 from diffusion_jax.planning.advice import advice
 from diffusion_jax.planning.analytic import gradient_collectives, kept_activations
 from diffusion_jax.planning.bounds import Bound, bound
@@ -109,16 +111,34 @@ def test_the_longest_part_bounds_the_step():
 @pytest.mark.parametrize(
     ("known", "rows"),
     [
-        ({4: (50, True)}, 8),
-        ({4: (200, False)}, 2),
         ({4: (50, True), 8: (90, True)}, 9),
         ({4: (50, True), 8: (130, False)}, 6),
+        ({4: (50, True), 8: (90, True), 12: (200, False)}, 9),
+        ({16: (130, False), 32: (250, False)}, 12),
         ({4: (50, True), 8: (50, True)}, 16),
     ],
 )
 def test_the_next_batch_to_try_is_where_the_line_meets_the_limit(known, rows):
     compiled = {size: Compiled(peak, fits, None, None, 0.0) for size, (peak, fits) in known.items()}
     assert next_rows(compiled, 100.0) == rows
+
+
+@pytest.mark.parametrize(("fixed", "each"), [(10, 7.5), (10, 60), (95, 1), (99.5, 1), (0, 0.3)])
+def test_the_largest_batch_is_found_from_any_start(dit_s, monkeypatch, fixed, each):
+    """Memory that is a line, and a little above it where it is nearly full, as when the compiler has to recompute."""
+
+    def compiled(batch):
+        peak = fixed + each * batch / 16
+        return Compiled(peak - 2 * (90 < peak < 101), peak < 101, None, None, 0.0)
+
+    monkeypatch.setattr(dit_s, "compile_step", compiled)
+    topology = dataclasses.replace(dit_s.topology, kind="v5e")
+    monkeypatch.setattr(dit_s, "topology", topology)
+    monkeypatch.setitem(CHIPS, "v5e", dataclasses.replace(CHIPS["v5e"], hbm=101.0))
+    fits = [rows for rows in range(1, 400) if compiled(16 * rows).fits]
+    with ThreadPoolExecutor(2) as workers:
+        known = {rows: compiled(16 * rows) for rows in (2, 4)}
+        assert dit_s.largest_batch(16, known, workers) == 16 * max(fits, default=0)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,4 @@
-"""Class-conditional DiT in the latents of the small autoencoder of rendered shapes: the demo of two stages.
-
-    make demo-latent                                       # all of the following, and figures
+"""Class-conditional DiT in the latents of the small autoencoder of rendered shapes, trained from a cache.
 
     diffusion-jax train  --config configs/shapes64_autoencoder.py --workdir runs/shapes64/autoencoder
     diffusion-jax encode --autoencoder kl-f4 --weights runs/shapes64/autoencoder --data shapes:images=6000 \\

@@ -1,7 +1,5 @@
 """Class-conditional UNet in the latents of the small autoencoder of rendered shapes: the demo of two stages.
 
-    make demo-latent    # the autoencoder, its cache, this, and figures
-
     diffusion-jax train  --config configs/shapes64_latent_unet.py --workdir runs/shapes64/unet
     diffusion-jax sample --workdir runs/shapes64/unet --out runs/shapes64/unet/samples --num 400 --cfg-scale 2
 

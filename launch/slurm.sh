@@ -19,6 +19,7 @@ source "$(dirname "$0")/common.sh"
 split_arguments "$@"
 need_train_arguments
 workdir=$(train_value workdir)
+[[ $workdir ]] || fail "--workdir has no value: name the run's folder"
 job="$(dirname "$0")/slurm_job.sh"
 # The name of the folder is the name of the job, by which a second one is recognised.
 name="diffusion-jax:$(realpath -m "$workdir" | tr '/, ' '___')"

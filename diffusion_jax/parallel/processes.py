@@ -16,14 +16,20 @@ def start(coordinator: str | None, num_processes: int | None, process_id: int | 
       process_id: 0 ≤ process_id < num_processes; not needed with "auto".
 
     Raises:
-      UserError: some of the three are missing.
+      UserError: some of the three are missing, or "auto" finds no cluster.
     """
     if coordinator is None:
         if num_processes is not None or process_id is not None:
             raise UserError("--num-processes and --process-id need --coordinator host:port (or auto on a cluster)")
         return
     if coordinator == "auto":
-        jax.distributed.initialize()
+        try:
+            jax.distributed.initialize()
+        except ValueError as error:
+            raise UserError(
+                f"--coordinator auto: this is no process of a SLURM, MPI, Cloud TPU or GKE job ({error}): give "
+                "--coordinator HOST:PORT --num-processes N --process-id I, or leave them out to run alone"
+            ) from None
         return
     if num_processes is None or process_id is None:
         raise UserError(f"--coordinator {coordinator} needs --num-processes and --process-id (or --coordinator auto)")

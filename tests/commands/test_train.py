@@ -116,6 +116,11 @@ def test_a_mistake_ends_the_program_with_status_2_and_no_traceback(command_line,
     assert "Traceback" in error
 
 
+def test_a_cluster_is_joined_only_where_there_is_one(command_line, tmp_path):
+    _, error = command_line.run("train", *CONFIG, f"--workdir={tmp_path}", "--coordinator=auto", status=2)
+    assert "--coordinator auto: this is no process of a SLURM" in error and len(error.splitlines()) == 1
+
+
 def test_another_config_is_refused_in_the_same_folder(command_line, unbroken):
     _, error = command_line.run(
         "train", *CONFIG, f"--workdir={unbroken}", "--config.model.width=64", devices=8, status=2

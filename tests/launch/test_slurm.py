@@ -98,7 +98,14 @@ def test_dry_run_prints_the_command_and_the_script(launcher, tmp_path):
     assert not run.exists()
 
 
-@pytest.mark.parametrize("arguments", [("--nodes=2",), ("--", "--config=c.py")])
-def test_without_a_folder_there_is_nothing_to_submit(launcher, arguments):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--nodes=2",), "no training to start: end the line with -- --config FILE --workdir FOLDER"),
+        (("--", "--config=c.py"), "no training to start: end the line with -- --config FILE --workdir FOLDER"),
+        (("--", "--workdir"), "--workdir has no value: name the run's folder"),
+    ],
+)
+def test_without_a_folder_there_is_nothing_to_submit(launcher, arguments, message):
     _, error = launcher("slurm.sh", *arguments, status=2)
-    assert error == "slurm.sh: no training to start: end the line with -- --config FILE --workdir FOLDER\n"
+    assert error == f"slurm.sh: {message}\n"

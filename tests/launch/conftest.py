@@ -161,6 +161,9 @@ def slurm(tmp_path_factory):
                 daemons.append(subprocess.Popen([find(program), "-D"], env=cluster.environment, stdout=log, stderr=log))
         cluster.wait_for(lambda: "idle" in node_state(cluster), 60, "idle node")
         yield cluster
+        # Jobs that a failed test has left would outlive the daemons.
+        cluster("scancel", f"--user={getpass.getuser()}")
+        cluster.wait_for(lambda: not cluster("squeue", "--noheader"), 60, "empty queue")
     finally:
         for daemon in reversed(daemons):
             daemon.terminate()

@@ -61,10 +61,9 @@ def run_part(part: str, options: argparse.Namespace) -> dict[str, Any]:
     python = options.torch_python if part == "torch" else sys.executable
     environment = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95", **os.environ}
     command = [python, os.path.abspath(__file__), *sys.argv[1:], "--part", part]
-    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    process = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
     if process.returncode:
-        lines = process.stderr.strip().splitlines()
-        return {"error": lines[-1] if lines else f"exit status {process.returncode}"}
+        return {"error": f"exit status {process.returncode}, see above"}
     return json.loads(process.stdout.splitlines()[-1])
 
 

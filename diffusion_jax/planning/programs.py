@@ -18,8 +18,13 @@ from diffusion_jax.training.diffusion_stage import DiffusionStage
 from diffusion_jax.training.generation import NO_GUIDES, make_sample_function
 from diffusion_jax.training.setup import shardings_of
 
-# Seconds instead of minutes for a first stage's convolutions, for about 1 % more memory.
-QUICK = {"exec_time_optimization_effort": -1.0}
+# Seconds instead of minutes for a first stage's convolutions, for about 1 % more memory. JAX 0.10 has the first option,
+# later versions the second.
+QUICK: dict[str, Any] = (
+    {"exec_time_optimization_effort": -1.0}
+    if "jax_exec_time_optimization_effort" in jax.config.values
+    else {"optimization_level": "O1"}
+)
 
 UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
 

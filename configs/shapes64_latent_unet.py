@@ -1,4 +1,4 @@
-"""Class-conditional UNet in the latents of the small autoencoder of rendered shapes: the demo of two stages.
+"""Class-conditional UNet in the latents of the small autoencoder of rendered shapes, trained from a cache.
 
     diffusion-jax train  --config configs/shapes64_latent_unet.py --workdir runs/shapes64/unet
     diffusion-jax sample --workdir runs/shapes64/unet --out runs/shapes64/unet/samples --num 400 --cfg-scale 2

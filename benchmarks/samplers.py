@@ -5,6 +5,7 @@
 1. Overhead of each fixed-step sampler: its time per network call with a network that costs nothing, over the time of a
    DiT-S/2 forward pass at batch 8.
 2. Guided over unguided sampling with DiT-S/2, and the same with guidance in half of the steps.
+3. The speed of guided sampling over that of a large matrix product.
 """
 
 import dataclasses
@@ -25,6 +26,8 @@ from diffusion_jax.diffusion.predictions import Prediction
 from diffusion_jax.diffusion.samplers import DDIM, SAMPLERS, Sampler, initial_noise, sample
 from diffusion_jax.models.conditioning import Conditioning, ConditioningSpec
 from diffusion_jax.models.dit import DiT, dit_config
+from diffusion_jax.models.macs import count_macs
+from diffusion_jax.parallel.peak import matmul_flops_per_second
 
 BATCH = 8
 SHAPE = (32, 32, 4)
@@ -102,11 +105,19 @@ def main() -> None:
     }
     # Taken in turn, so that a machine that slows down slows all of them down.
     rounds = [
-        {name: fastest(lambda draw=draw: draw(model, label), 1) for name, draw in draws.items()} for _ in range(6)
+        {name: fastest(lambda draw=draw: draw(model, label), 1) for name, draw in draws.items()}
+        | {"product": 1 / matmul_flops_per_second(4096)}
+        for _ in range(6)
     ]
     costs = {name: statistics.median(each[name] for each in rounds) for name in draws}
     for name, seconds in costs.items():
         print(f"  {name:<26}{seconds:7.2f} s   {seconds / costs['unguided']:6.2f}×")
+    flops = 2 * count_macs(draws["guided"], model, label)
+    product = 1 / statistics.median(each["product"] for each in rounds)
+    speed = flops / costs["guided"]
+    print(
+        f"\nguided: {speed / 1e9:.1f} GFLOP/s, {speed / product:.3f} of a 4096³ product ({product / 1e9:.1f} GFLOP/s)"
+    )
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ class AdversarialLoss:
     """What KL and VQ autoencoders are trained for alike.
 
     Attributes:
+      pixel_loss: "l1" for |x − x̂| in r, as published; "l2" for its square, under which the mean and not the median of
+        what is uncertain is learned, so that rare colours come sooner.
       perceptual_weight: w, the weight of LPIPS; has no effect on a run without LPIPS weights.
       gan: the discriminator's loss.
       disc_start: the first step, counted from 0, at which the discriminator learns and is listened to.
@@ -32,6 +34,7 @@ class AdversarialLoss:
       UserError: a negative weight or step.
     """
 
+    pixel_loss: Literal["l1", "l2"] = "l1"
     perceptual_weight: float = 1.0
     gan: Literal["hinge", "vanilla"] = "hinge"
     disc_start: int = 50_001

@@ -131,8 +131,11 @@ def weigh(
     """
 
     def likelihood(decoded: jax.Array, logvar: jax.Array) -> tuple[jax.Array, Metrics]:
-        residual = jnp.abs(images - decoded)  # [B, H, W, C]
+        difference = images - decoded  # [B, H, W, C]
+        residual = jnp.abs(difference)
         metrics = {"l1": residual.mean()}
+        if loss.pixel_loss == "l2":
+            residual = jnp.square(difference)
         if lpips is not None:
             distance = lpips(images, decoded)  # [B]
             residual = residual + loss.perceptual_weight * distance[:, None, None, None]

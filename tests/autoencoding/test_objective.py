@@ -169,6 +169,15 @@ def test_without_a_discriminator_or_lpips_their_terms_are_gone():
     np.testing.assert_allclose(pull.images, np.full((1, 2, 2, 3), -1 / 12), rtol=1e-6)
 
 
+def test_squared_differences_where_they_are_asked_for():
+    loss = VQLoss(pixel_loss="l2")
+    made = Reconstruction(jnp.zeros((1, 2, 2, 3)), jnp.float32(0.5))
+    images = jnp.full((1, 2, 2, 3), 0.25)
+    pull, _, metrics = weigh(loss, made, None, None, jnp.float32(0), images, None, None, jnp.int32(0))
+    np.testing.assert_allclose([metrics["l1"], metrics["rec_loss"], pull.total], [0.25, 0.0625, 0.5625])
+    np.testing.assert_allclose(pull.images, np.full((1, 2, 2, 3), -0.5 / 12), rtol=1e-6)
+
+
 def test_the_variance_is_fixed_unless_it_is_to_be_learned():
     residual = jnp.ones((2, 4, 4, 3))
     for learn, expected in ((False, 0.0), (True, 48 * (1 - np.exp(-0.5)))):

@@ -13,6 +13,12 @@ import pytest
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
+@pytest.fixture(autouse=True)
+def no_compilation_cache(monkeypatch):
+    """A command that a test runs in this process leaves the user's cache, and the other tests, alone."""
+    monkeypatch.setattr("diffusion_jax.__main__.enable_compilation_cache", lambda: None)
+
+
 @pytest.fixture(scope="session")
 def golden():
     """Loads `tests/golden/<name>.npz` as a dict of arrays, with `config` parsed from JSON."""

@@ -115,7 +115,7 @@ def sample_program(stage: DiffusionStage) -> Program:
     system, mesh = stage.system, stage.mesh
     rows = system.sample.batch_size * batch_parts(mesh)
     row = jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=batch_sharding(mesh))
-    draw = jax.jit(make_sample_function(system, NO_GUIDES), out_shardings=replicated(mesh))
+    draw = jax.jit(make_sample_function(system, NO_GUIDES), out_shardings=batch_sharding(mesh))
     batch = {"label": row, "index": row, "known": None}
     seed = jax.ShapeDtypeStruct((), jnp.uint32, sharding=replicated(mesh))
     arguments = (stage.abstract_state().ema, None, None, frozen_networks(stage), batch, seed)

@@ -1,5 +1,6 @@
 """Drawing samples from a trained model: labels and a seed in, uint8 images out."""
 
+import functools
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -24,12 +25,14 @@ from diffusion_jax.diffusion.samplers import initial_noise, sample
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.attention_kernels import attention_kernel
 from diffusion_jax.parallel import processes
-from diffusion_jax.parallel.mesh import batch_parts, local_rows, replicated, to_global
+from diffusion_jax.parallel.mesh import batch_parts, batch_sharding, local_rows, replicated, to_global
 from diffusion_jax.pictures import ROUNDED, Uint8Rule, grid, save, to_uint8
 from diffusion_jax.training.known_pixels import KnownPixels
 from diffusion_jax.training.system import System
 
 BALANCED = "balanced"
+# Images that processes exchange at once; each device holds them all for that time.
+GATHERED = 1024
 
 
 class Guides(NamedTuple):
@@ -159,7 +162,7 @@ class SampleStream:
         )
         self.batch_size = (rows or system.sample.batch_size) * batch_parts(mesh)
         function = make_sample_function(system, guides, uint8)
-        self.draw = jax.jit(function, out_shardings=replicated(mesh))
+        self.draw = jax.jit(function, out_shardings=batch_sharding(mesh))
 
     def __call__(self, model: Any, first_stage: Any, labels: np.ndarray, seed: int) -> Iterator[np.ndarray]:
         """Draws sample 0, 1, … in order; all processes must take part and all receive the images.
@@ -183,8 +186,39 @@ class SampleStream:
             batch = to_global(self.mesh, self.batch_size, local)
             with jax.set_mesh(self.mesh), attention_kernel(self.attention):
                 networks = (model, self.guides.weak, self.guides.classifier, first_stage)
-                images = self.draw(*networks, batch, jnp.uint32(seed))
-            yield np.asarray(images.addressable_data(0))[: len(labels) - first]
+                images = self.draw(*networks, batch, jnp.uint32(seed))  # [batch_size, H, W, C]
+            whole = images if images.is_fully_addressable else exchange(self.mesh, images)
+            yield np.asarray(whole)[: len(labels) - first]
+
+
+def exchange(mesh: Mesh, images: jax.Array, most: int = GATHERED) -> np.ndarray:
+    """Brings a batch to every process, a part at a time: the images of a whole pod are too many for one device.
+
+    Args:
+      mesh: the mesh.
+      images: [B, ...] split over the batch axes of the mesh.
+      most: images that each device holds at once; at least one of each of the others.
+
+    Returns:
+      The same, on each host.
+    """
+    parts = batch_parts(mesh)
+    rows = images.shape[0] // parts
+    size = max(size for size in range(1, max(most // parts, 1) + 1) if rows % size == 0)
+    take = _taking(mesh, parts, size)
+    found = [np.asarray(take(images, first).addressable_data(0)) for first in range(0, rows, size)]
+    return np.concatenate(found, axis=1).reshape(images.shape)
+
+
+@functools.cache
+def _taking(mesh: Mesh, parts: int, size: int) -> Callable[[jax.Array, int], jax.Array]:
+    """A program that copies `size` images of each of `parts` devices to all of them."""
+
+    def take(images: jax.Array, first: jax.Array) -> jax.Array:
+        by_device = images.reshape(parts, -1, *images.shape[1:])  # [parts, rows, ...]
+        return jax.lax.dynamic_slice_in_dim(by_device, first, size, axis=1)  # [parts, size, ...]
+
+    return jax.jit(take, out_shardings=replicated(mesh))
 
 
 def choose_labels(stream: SampleStream, text: str | None, num: int, num_classes: int, seed: int) -> np.ndarray:

@@ -100,8 +100,7 @@ def test_two_processes_of_four_devices_equal_one_of_eight(command_line, unbroken
         (["--config.path.schedule=liner"], "did you mean 'linear'"),
     ],
 )
-def test_mistakes_are_one_line(tmp_path, monkeypatch, arguments, message):
-    monkeypatch.setattr(__main__, "enable_compilation_cache", lambda: None)
+def test_mistakes_are_one_line(tmp_path, arguments, message):
     with pytest.raises(UserError) as caught:
         __main__.run("train", [*CONFIG, f"--workdir={tmp_path}", *arguments])
     assert message in str(caught.value) and "\n" not in str(caught.value)

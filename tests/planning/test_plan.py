@@ -210,13 +210,7 @@ def test_the_report_says_it_all(dit_s_plan):
     assert json.loads(json.dumps(dit_s_plan.to_json()))["train"]["bound"]["by"] == dit_s_plan.train.bound.by
 
 
-@pytest.fixture
-def in_process(monkeypatch):
-    """The command line leaves the compilation cache of the other tests alone."""
-    monkeypatch.setattr("diffusion_jax.__main__.enable_compilation_cache", lambda: None)
-
-
-def test_the_command_prints_and_writes(capsys, tmp_path, in_process):
+def test_the_command_prints_and_writes(capsys, tmp_path):
     out = tmp_path / "plan.json"
     main(
         ["plan", "--config=configs/digits.py:smoke", "--topology=h200x8", "--batch=16", "--nolargest", f"--json={out}"]
@@ -228,7 +222,7 @@ def test_the_command_prints_and_writes(capsys, tmp_path, in_process):
     assert (written["batch_size"], written["steps"], written["largest_batch"]) == (16, 1, None)
 
 
-def test_a_config_of_a_first_stage_is_refused(capsys, in_process):
+def test_a_config_of_a_first_stage_is_refused(capsys):
     with pytest.raises(SystemExit):
         main(["plan", "--config", "configs/autoencoder_kl_f8.py", "--topology", "h200x8"])
     assert "trains a first stage" in capsys.readouterr().err

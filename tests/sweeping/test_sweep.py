@@ -55,7 +55,6 @@ with (run / "metrics.jsonl").open("a") as log:
 def folder(tmp_path, monkeypatch):
     """A sweep of four runs; its folder is `sweep`."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(__main__, "enable_compilation_cache", lambda: None)
     (tmp_path / "stand_in.py").write_text(STAND_IN)
     command = property(lambda run: [sys.executable, "-IS", str(tmp_path / "stand_in.py"), *run.arguments])
     monkeypatch.setattr(Run, "command", command)

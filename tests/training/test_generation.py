@@ -13,10 +13,10 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.interop.backbones import fill_backbone
 from diffusion_jax.models.conditioning import Conditioning, ConditioningSpec
 from diffusion_jax.models.dit import DiT
-from diffusion_jax.parallel.mesh import MeshConfig, make_mesh
+from diffusion_jax.parallel.mesh import MeshConfig, batch_sharding, make_mesh
 from diffusion_jax.pictures import grid, to_uint8
 from diffusion_jax.training.drawn import DrawnImages
-from diffusion_jax.training.generation import NO_GUIDES, Guides, SampleStream, parse_labels
+from diffusion_jax.training.generation import NO_GUIDES, Guides, SampleStream, exchange, parse_labels
 from diffusion_jax.training.known_pixels import KnownPixels, read_known_pixels
 from diffusion_jax.training.system import SCHEMA, DatasetFacts, System
 
@@ -110,6 +110,14 @@ def test_samples_are_the_same_bit_for_bit_on_any_number_of_devices(system, model
     assert len(np.unique(one)) > 100
     np.testing.assert_array_equal(two, one)
     np.testing.assert_array_equal(eight, one)
+
+
+@pytest.mark.parametrize("most", [1, 16, 100])
+def test_processes_exchange_images_in_parts(most):
+    """In order, however the mesh arranges its devices, and with no more of them on a device than allowed."""
+    mesh = make_mesh(MeshConfig(2, 2, 2))
+    images = np.arange(24 * 3, dtype=np.uint8).reshape(24, 3)
+    np.testing.assert_array_equal(exchange(mesh, jax.device_put(images, batch_sharding(mesh)), most), images)
 
 
 class Brightness(nnx.Module):

@@ -64,7 +64,9 @@ def test_a_sample_depends_on_seed_and_number_alone(command_line, run, samples, t
         pytest.param(("--sampler=euler_maruyama", "--steps=4"), marks=pytest.mark.slow),
         ("--step=1", "--labels=uniform", "--cfg-scale", "4"),
         pytest.param(("--params=ema", "--labels=0-9"), marks=pytest.mark.slow),
-        ("--sampler=dpm_solver_multistep", "--steps=3", "--config.sampler.solver_order=3"),
+        pytest.param(
+            ("--sampler=dpm_solver_multistep", "--steps=3", "--config.sampler.solver_order=3"), marks=pytest.mark.slow
+        ),
         pytest.param(
             ("--sampler=interpolant_sde", "--steps=4", "--config.sampler.last_step=none"), marks=pytest.mark.slow
         ),

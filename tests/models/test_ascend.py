@@ -72,7 +72,10 @@ def gradient(model, x, timestep, cond):
 
 @pytest.mark.parametrize(
     ("name", "parameters", "millions"),
-    [("ascend-t2i-128", 590_296_259, [412.5, 50.4, 124.1]), ("ascend-t2i-128-adm", 592_206_819, [197.7, 50.4, 340.7])],
+    [
+        ("ascend-t2i-128", 590_296_259, [412.5, 50.4, 124.1]),
+        pytest.param("ascend-t2i-128-adm", 592_206_819, [197.7, 50.4, 340.7], marks=pytest.mark.slow),
+    ],
 )
 def test_reconstructed_models_of_text_have_the_specified_parameters(name, parameters, millions):
     model = PRESETS[name].abstract()

@@ -52,7 +52,10 @@ TINY = {
     ),
     "uvit": (LABELS, {"depth": 3, "width": 64, "heads": 4, "patch_size": 2}),
 }
-EVERY = pytest.mark.parametrize("name", sorted(BACKBONES))
+# Training those with many convolutions takes half a minute each.
+EVERY = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("ascend", "unet"))) for name in sorted(BACKBONES)]
+)
 
 
 @functools.cache

@@ -59,8 +59,11 @@ SLOW = {
     "celeba64_iuvit",
     "celeba128_iuvit",
     "imagenet256_ldm8_classifier",
-    # As imagenet256_dit and cifar10_iuvit, and as the runs of test_autoencoder_training.
+    # As imagenet256_dit, digits and cifar10_uvit, and as the runs of test_autoencoder_training.
     "imagenet256_sit",
+    "imagenet256_lightningdit",
+    "cifar10_dit",
+    "cifar10_iuvit",
     "imagenet512_dit",
     "lsun_church256_iuvit",
     "autoencoder_vq_f8",

@@ -23,6 +23,7 @@ from trained import median_seconds
 from diffusion_jax.models.convolution import conv3x3
 from diffusion_jax.models.first_stage import FIRST_STAGES
 from diffusion_jax.models.macs import count_macs
+from diffusion_jax.parallel.hardware import prepare_cpu
 
 SIZE, LARGE, TILE = 256, 1024, 64
 # Height = width and channels of the levels of an f = 8 autoencoder at 256².
@@ -112,4 +113,5 @@ def decode_large(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    prepare_cpu()
     main()

@@ -18,6 +18,7 @@ from trained import TrainingStep, median_seconds
 
 from diffusion_jax.models.conditioning import Conditioning
 from diffusion_jax.models.presets import preset
+from diffusion_jax.parallel.hardware import prepare_cpu
 from diffusion_jax.parallel.peak import matmul_flops_per_second
 
 PIXELS, LATENTS = (32, 32, 3), (32, 32, 4)
@@ -81,4 +82,5 @@ def forward_seconds(step: TrainingStep, batch_size: int, repeats: int) -> float:
 
 
 if __name__ == "__main__":
+    prepare_cpu()
     main()

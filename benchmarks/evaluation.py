@@ -24,6 +24,7 @@ import scipy.linalg
 
 from diffusion_jax.evaluation import InceptionV3, frechet_distance, precision_recall
 from diffusion_jax.evaluation.inception_features import InceptionFeatures
+from diffusion_jax.parallel.hardware import prepare_cpu
 
 FLOPS_PER_IMAGE = 2 * 5.71e9
 PARTS = ("inception", "frechet", "precision_recall")
@@ -142,4 +143,5 @@ def timed(function: Callable[[], Any], repeats: int) -> tuple[Any, float, float]
 
 
 if __name__ == "__main__":
+    prepare_cpu()
     main()

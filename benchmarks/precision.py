@@ -13,6 +13,7 @@ import numpy as np
 
 from diffusion_jax.config import load_config
 from diffusion_jax.data import batches, open_source
+from diffusion_jax.parallel.hardware import prepare_cpu
 from diffusion_jax.parallel.mesh import make_mesh, replicated
 from diffusion_jax.training.setup import abstract_state, new_state, shardings_of
 from diffusion_jax.training.step import make_train_step
@@ -62,4 +63,5 @@ def losses(words: list[str], steps: int) -> np.ndarray:
 
 
 if __name__ == "__main__":
+    prepare_cpu()
     main()

@@ -17,6 +17,7 @@ import jax
 from trained import TrainingStep
 
 from diffusion_jax.models.dit import dit_config
+from diffusion_jax.parallel.hardware import prepare_cpu
 
 POLICIES = ("none", "dots", "full")
 
@@ -56,4 +57,5 @@ def seconds_per_step(step: TrainingStep, steps: int, clock: Callable[[], float])
 
 
 if __name__ == "__main__":
+    prepare_cpu()
     main()

@@ -27,6 +27,7 @@ from diffusion_jax.diffusion.samplers import DDIM, SAMPLERS, Sampler, initial_no
 from diffusion_jax.models.conditioning import Conditioning, ConditioningSpec
 from diffusion_jax.models.dit import DiT, dit_config
 from diffusion_jax.models.macs import count_macs
+from diffusion_jax.parallel.hardware import prepare_cpu
 from diffusion_jax.parallel.peak import matmul_flops_per_second
 
 BATCH = 8
@@ -121,4 +122,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    prepare_cpu()
     main()

@@ -14,6 +14,7 @@ import jax
 from trained import TrainingStep
 
 from diffusion_jax.models.dit import dit_config
+from diffusion_jax.parallel.hardware import prepare_cpu
 from diffusion_jax.parallel.peak import matmul_flops_per_second
 
 
@@ -45,4 +46,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    prepare_cpu()
     main()

@@ -62,9 +62,9 @@ def run(name: str, arguments: Sequence[str]) -> None:
         raise UserError(f"'{rest[0]}' is not a flag: flags begin with two dashes; see diffusion-jax {name} --help")
     if overrides:
         values["overrides"].value = config_words
-    from diffusion_jax.parallel.hardware import ignore_absent_tpu
+    from diffusion_jax.parallel.hardware import prepare_cpu
 
-    ignore_absent_tpu()
+    prepare_cpu()
     enable_compilation_cache()
     command.run(values)
 

@@ -7,6 +7,7 @@ autoguidance of two guided networks, an interval around either. The scale s has 
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -16,8 +17,10 @@ from diffusion_jax.diffusion.checks import check_choice
 from diffusion_jax.diffusion.denoiser import Guided, Model, conditional, network
 from diffusion_jax.diffusion.point import Array, Point
 from diffusion_jax.errors import UserError
+from diffusion_jax.parallel.platform import platform
 
 Channels = Literal["all", "first3"]
+Batching = Literal["auto", "joint", "separate"]
 Interval = tuple[float, float] | None
 
 
@@ -116,18 +119,22 @@ class ClassifierFreeGuidance:
       rescale: φ of CFG rescale; 0 is off, 0.7 the published value.
       interval: noise levels κ = σ/α between which to guide, (low, high); None means at all. Outside, the null call is
         skipped.
+      batching: `joint` makes one call of the doubled batch, `separate` one call after the other, of half the memory;
+        `auto` is `separate` on CPUs, where a doubled batch leaves the caches, and `joint` elsewhere.
 
     Raises:
-      UserError: an unknown channel choice, or a value outside its range.
+      UserError: an unknown choice of channels or batching, or a value outside its range.
     """
 
     cfg_scale: float = 1.0
     guided_channels: Channels = "all"
     rescale: float = 0.0
     interval: Interval = None
+    batching: Batching = "auto"
 
     def __post_init__(self):
         check_choice("guidance guided_channels", self.guided_channels, Channels)
+        check_choice("guidance batching", self.batching, Batching)
         _check_interval(self.interval)
         if self.cfg_scale < 0:
             raise UserError(f"guidance: cfg_scale must be at least 0 (1 is no guidance), not {self.cfg_scale}")
@@ -135,7 +142,7 @@ class ClassifierFreeGuidance:
             raise UserError(f"guidance: rescale must lie in [0, 1], not {self.rescale}")
 
     def __call__(self, model: Model, cond: Any, null_cond: Any = None) -> Guided:
-        """One doubled batch per evaluation.
+        """Combines the conditional and the null output.
 
         Args:
           model: the network.
@@ -155,23 +162,47 @@ class ClassifierFreeGuidance:
                 f"guidance: cfg_scale {self.cfg_scale} needs a null condition, which this model was not trained with; "
                 "use cfg_scale 1, or train with label dropout"
             )
-        call = network(model)
+        separate = self.batching == "separate" or (self.batching == "auto" and platform() == "cpu")
+        outputs = (_one_after_the_other if separate else _side_by_side)(model, cond, null_cond)
 
         def guided(x: Array, point: Point) -> Array:
-            batch, channels = x.shape[0], x.shape[-1]
-
-            # Sample i sits beside its null twin, so a sharded batch axis stays in place.
-            def pair(a: Array, b: Array) -> Array:
-                return jnp.stack([a, b], axis=1).reshape(2 * batch, *a.shape[1:])  # 2B, ...
-
-            double_point = jax.tree.map(lambda f: jnp.repeat(f, 2) if jnp.ndim(f) else f, point)
-            output = call(pair(x, x), double_point, jax.tree.map(pair, cond, null_cond))  # 2B, ..., C_out
-            output = output.reshape(batch, 2, *output.shape[1:])  # B, 2, ..., C_out
-            plain, null = output[:, 0], output[:, 1]
+            plain, null = outputs(x, point)
+            channels = x.shape[-1]
             combined = extrapolate(null, plain, self.cfg_scale, self.guided_channels, channels)
             return rescale(combined, plain, self.rescale, channels) if self.rescale else combined
 
         return within_interval(guided, conditional(model, cond), self.interval)
+
+
+def _side_by_side(model: Model, cond: Any, null_cond: Any) -> Callable[[Array, Point], tuple[Array, Array]]:
+    """The outputs for both conditions in one call of the doubled batch."""
+    call = network(model)
+
+    def outputs(x: Array, point: Point) -> tuple[Array, Array]:
+        batch = x.shape[0]
+
+        # Sample i sits beside its null twin, so a sharded batch axis stays in place.
+        def pair(a: Array, b: Array) -> Array:
+            return jnp.stack([a, b], axis=1).reshape(2 * batch, *a.shape[1:])  # 2B, ...
+
+        double_point = jax.tree.map(lambda f: jnp.repeat(f, 2) if jnp.ndim(f) else f, point)
+        output = call(pair(x, x), double_point, jax.tree.map(pair, cond, null_cond))  # 2B, ..., C_out
+        output = output.reshape(batch, 2, *output.shape[1:])  # B, 2, ..., C_out
+        return output[:, 0], output[:, 1]
+
+    return outputs
+
+
+def _one_after_the_other(model: Model, cond: Any, null_cond: Any) -> Callable[[Array, Point], tuple[Array, Array]]:
+    """The outputs for both conditions in a call each."""
+    with_cond, with_null = conditional(model, cond), conditional(model, null_cond)
+
+    def outputs(x: Array, point: Point) -> tuple[Array, Array]:
+        # Side by side, the two calls would hold the memory of both.
+        x, plain = jax.lax.optimization_barrier((x, with_cond(x, point)))
+        return plain, with_null(x, point)
+
+    return outputs
 
 
 @dataclasses.dataclass(frozen=True)

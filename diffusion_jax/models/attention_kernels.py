@@ -14,6 +14,7 @@ from jax.extend.backend import get_backend
 from jax.sharding import PartitionSpec
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.parallel.platform import platform
 
 Kernel = Literal["xla", "cudnn", "pallas"]
 KernelChoice = Literal["auto", "cudnn", "pallas", "xla"]
@@ -27,12 +28,6 @@ SHORTEST = {"cudnn": 64, "pallas": LANES}
 WIDEST_HEAD = {"cudnn": 128, "pallas": 256}
 # Logits of one block are 1 MiB in float32, a small part of a TPU core's fast memory.
 LARGEST_BLOCK = 512
-
-
-def platform() -> str:
-    """What the program being traced is for: "cpu", "gpu" or "tpu", by the mesh that is set or the default device."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else device.platform
 
 
 def platform_kernel(choice: KernelChoice, platform: str) -> Kernel:

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh
 
 from diffusion_jax.diffusion.denoiser import denoiser
 from diffusion_jax.diffusion.guidance import ClassifierFreeGuidance, scale_from_weight
@@ -28,19 +29,34 @@ def setup(channels=5):
     return x, point, cond, null
 
 
+@pytest.mark.parametrize("batching", ["joint", "separate"])
 @pytest.mark.parametrize("channels", ["all", "first3"])
-def test_formula_and_single_doubled_call(channels):
+def test_formula_and_calls(channels, batching):
     x, point, cond, null = setup()
     calls = []
     model = counting_model(calls)
-    out = ClassifierFreeGuidance(1.5, channels)(model, cond, null)(x, point)
-    assert calls == [6]
+    out = ClassifierFreeGuidance(1.5, channels, batching=batching)(model, cond, null)(x, point)
+    assert calls == ([6] if batching == "joint" else [3, 3])
     strong, weak = model(x, point.timestep, cond), model(x, point.timestep, null)
     guided = 5 if channels == "all" else 3
     expected = weak + 1.5 * (strong - weak)
     np.testing.assert_allclose(out[..., :guided], expected[..., :guided], rtol=1e-6)
     # The rest of the prediction and the learned variance stay conditional.
     np.testing.assert_array_equal(np.asarray(out[..., guided:]), np.asarray(strong[..., guided:]))
+
+
+def test_batching_suits_the_platform_that_a_program_is_for():
+    x, point, cond, null = setup()
+
+    def calls_on(platform):
+        calls = []
+        device = AbstractDevice(device_kind="", num_cores=1, platform=platform)
+        with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("data",), abstract_device=device)):
+            jax.eval_shape(lambda: ClassifierFreeGuidance(1.5)(counting_model(calls), cond, null)(x, point))
+        return calls
+
+    assert calls_on("cpu") == [3, 3]
+    assert calls_on("gpu") == calls_on("tpu") == [6]
 
 
 def test_scale_one_makes_no_null_call():
@@ -82,5 +98,7 @@ def test_bad_requests():
         ClassifierFreeGuidance(2.0)(lambda x, t, c: x, jnp.zeros(3))
     with pytest.raises(UserError, match="did you mean 'first3'"):
         ClassifierFreeGuidance(2.0, "first4")
+    with pytest.raises(UserError, match="did you mean 'separate'"):
+        ClassifierFreeGuidance(2.0, batching="seperate")
     with pytest.raises(UserError, match="cfg_scale must be at least 0"):
         ClassifierFreeGuidance(-1.0)

@@ -55,7 +55,7 @@ def test_interval_skips_the_null_call_and_decides_once_per_step(method):
     path, counts = VEPath(kappa_min=0.002, kappa_max=80), []
     sampler = EDM(steps=8, method=method, kappa_min=0.002)
     kappa = karras_kappa(80, 0.002, 8)
-    guidance = ClassifierFreeGuidance(2.0, interval=(float(kappa[4]), float(kappa[2])))
+    guidance = ClassifierFreeGuidance(2.0, interval=(float(kappa[4]), float(kappa[2])), batching="joint")
     cond = jnp.array([0.1, 0.2])
     denoise = denoiser(guidance(counted_model(counts), cond, 0 * cond), Prediction())
     x = jnp.ones((2, 1, 1, 1))

@@ -12,6 +12,7 @@ from diffusion_jax.models.attention import attention
 from diffusion_jax.models.attention_kernels import attention_kernel, choose, platform_kernel, scaled
 from diffusion_jax.models.macs import count_macs
 from diffusion_jax.parallel.mesh import MeshConfig, make_mesh
+from diffusion_jax.parallel.platform import platform
 
 # Compiling is nearly all that these tests do.
 QUICK = {"xla_backend_optimization_level": 0}
@@ -114,9 +115,9 @@ def test_pallas_needs_a_batch_and_heads_that_divide_over_the_mesh(monkeypatch):
 def test_the_devices_of_the_mesh_decide_and_not_those_at_hand():
     device = AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu")
     mesh = make_mesh(MeshConfig(), jax.devices()[:1]).abstract_mesh.update(abstract_device=device)
-    assert attention_kernels.platform() == "cpu"
+    assert platform() == "cpu"
     with jax.sharding.use_abstract_mesh(mesh):
-        assert attention_kernels.platform() == "tpu"
+        assert platform() == "tpu"
 
 
 def test_choices_of_the_user():

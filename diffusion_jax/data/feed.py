@@ -2,7 +2,6 @@
 
 import collections
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Generator
@@ -10,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from diffusion_jax.data.loader import Batch
+from diffusion_jax.parallel.hardware import usable_cores
 
 # Batches on the devices beside those of the steps in flight: one is taken while the next is being copied.
 PLACED_AHEAD = 2
@@ -130,7 +130,7 @@ def slow_input(
       One line.
     """
     if cores is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = usable_cores()
     wanted = images / max(seconds - waited, 1e-9)
     needed = math.ceil(wanted * read / images)
     if needed > cores:

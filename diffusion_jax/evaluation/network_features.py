@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.parallel.hardware import usable_cores
 
 # Large enough for full speed, small enough to hold the first layers' activations: 30 MB an image of Inception's.
 IMAGES_PER_DEVICE = {"cpu": 16}
@@ -23,7 +25,8 @@ class NetworkFeatures:
       widths: features per image, by tap.
       prepare: compiled; uint8 images [B, H, W, 3] to the input of the network.
       apply: compiled; (network, input) to the features [B, width] by tap.
-      one_by_one: on CPUs, run the network on one image after the other, whose activations stay in the caches.
+      one_by_one: on CPUs, run the network on one image after the other, whose activations stay in the caches, in as
+        many threads as keep the cores busy.
       devices: to spread each batch over; None takes all of this process.
       images_per_device: how many images a device takes at once; None chooses by its kind.
 
@@ -31,6 +34,8 @@ class NetworkFeatures:
       taps: names of the features.
       widths: features per image, by tap.
       platform: kind of the devices.
+      threads: how many batches run at the same time.
+      batch_size: images that run together, on all devices.
     """
 
     def __init__(
@@ -48,14 +53,17 @@ class NetworkFeatures:
         mesh = Mesh(np.array(devices), ("batch",))
         self.platform = devices[0].platform
         each = images_per_device or IMAGES_PER_DEVICE.get(self.platform, IMAGES_PER_ACCELERATOR)
-        self.batch_size = len(devices) * each
+        # A core waits for the others at the end of every layer of an image unless it has another image to work on.
+        one_by_one = one_by_one and self.platform == "cpu"
+        self.threads = min(each, max(1, usable_cores() // len(devices))) if one_by_one else 1
+        self.batch_size = len(devices) * -(-each // self.threads)
         self.widths = dict(widths)
         self.taps = tuple(widths)
         self._split = NamedSharding(mesh, PartitionSpec("batch"))
         self._network = jax.device_put(network, NamedSharding(mesh, PartitionSpec()))
         # Two programs: only the small one is compiled again for images of another size.
         self._prepare = jax.jit(prepare)
-        if one_by_one and self.platform == "cpu":
+        if one_by_one:
             apply = functools.partial(_each, apply)
         by_rows = PartitionSpec("batch")
         # Spelled out, because a loop over the images of all devices would gather them.
@@ -79,19 +87,30 @@ class NetworkFeatures:
           UserError: images of another dtype or shape.
         """
         check_images(images)
-        parts: dict[str, list[jax.Array]] = {tap: [] for tap in self.taps}
-        for start in range(0, len(images), self.batch_size):
-            batch = self.on_host(images[start : start + self.batch_size])
-            missing = self.batch_size - len(batch)
-            filled = np.concatenate([batch, np.zeros((missing, *batch.shape[1:]), np.uint8)]) if missing else batch
+        starts = range(0, len(images), self.batch_size)
+        if self.threads == 1:
             # Nothing waits here: the devices work on while the host prepares the next batch.
-            features = self._run(self._network, self._prepare(jax.device_put(filled, self._split)))
-            for tap in self.taps:
-                parts[tap].append(features[tap])
+            batches = [self._measure_batch(images, start) for start in starts]
+        else:
+
+            def measured(start: int) -> dict[str, jax.Array]:
+                return jax.block_until_ready(self._measure_batch(images, start))
+
+            # JAX runs what one thread asks of a CPU in turn; what several threads ask, at the same time.
+            with ThreadPoolExecutor(self.threads) as pool:
+                batches = list(pool.map(measured, starts))
+        empty = {tap: np.empty((0, width), np.float32) for tap, width in self.widths.items()}
         return {
-            tap: np.concatenate([np.empty((0, width), np.float32), *map(np.asarray, parts[tap])])[: len(images)]
-            for tap, width in self.widths.items()
+            tap: np.concatenate([none, *(np.asarray(batch[tap]) for batch in batches)])[: len(images)]
+            for tap, none in empty.items()
         }
+
+    def _measure_batch(self, images: np.ndarray, start: int) -> dict[str, jax.Array]:
+        """Features [batch_size, width] by tap of the images [N, H, W, 3] from `start`; missing images are black."""
+        batch = self.on_host(images[start : start + self.batch_size])
+        missing = self.batch_size - len(batch)
+        filled = np.concatenate([batch, np.zeros((missing, *batch.shape[1:]), np.uint8)]) if missing else batch
+        return self._run(self._network, self._prepare(jax.device_put(filled, self._split)))
 
 
 def _each(apply: Callable[[Any, jax.Array], dict[str, jax.Array]], network: Any, x: jax.Array) -> dict[str, jax.Array]:

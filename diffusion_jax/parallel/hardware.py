@@ -2,6 +2,7 @@
 
 import ctypes
 import importlib.util
+import os
 import pathlib
 import platform
 
@@ -11,6 +12,11 @@ import jax
 ACCELERATORS = ("accel*", "vfio/[0-9]*", "nvidia[0-9]*", "kfd")
 # Parameters of glibc's mallopt, malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
+
+
+def usable_cores() -> int:
+    """The number of processor cores that this process may use, ≥ 1."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def prepare_cpu(devices: pathlib.Path = pathlib.Path("/dev")) -> None:

@@ -6,13 +6,14 @@ import pathlib
 import socket
 import subprocess
 import sys
+import threading
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.evaluation import FeatureStatistics
+from diffusion_jax.evaluation import FeatureStatistics, network_features
 from diffusion_jax.evaluation.network_features import NetworkFeatures
 
 
@@ -21,8 +22,8 @@ def exact_network():
     return np.random.default_rng(0).integers(-3, 4, (48, 10)).astype(np.float32)
 
 
-def features(devices, images_per_device, one_by_one=False):
-    return NetworkFeatures(
+def features(devices, images_per_device, one_by_one=False, kind=NetworkFeatures):
+    return kind(
         exact_network(),
         {"pixels": 10},
         prepare=lambda images: images.astype(jnp.float32).reshape(len(images), -1),
@@ -37,7 +38,8 @@ def features(devices, images_per_device, one_by_one=False):
     ("devices", "images_per_device", "batch", "one_by_one"),
     [(8, 8, 64, False), (8, 1, 7, True), (1, 7, 7, False), (1, 16, 64, True), (2, 5, 101, True)],
 )
-def test_statistics_depend_on_neither_devices_nor_batches(devices, images_per_device, batch, one_by_one):
+def test_statistics_depend_on_neither_devices_nor_batches(monkeypatch, devices, images_per_device, batch, one_by_one):
+    monkeypatch.setattr(network_features, "usable_cores", lambda: 6)
     images = np.random.default_rng(1).integers(0, 256, (101, 4, 4, 3), np.uint8)
     rows = images.reshape(101, -1).astype(np.float64) @ exact_network()
     statistics, run = FeatureStatistics(10), features(devices, images_per_device, one_by_one)
@@ -46,6 +48,21 @@ def test_statistics_depend_on_neither_devices_nor_batches(devices, images_per_de
     mean, covariance = statistics.finalise()
     np.testing.assert_allclose(mean, rows.mean(0), rtol=1e-10)
     np.testing.assert_allclose(covariance, np.cov(rows, rowvar=False), rtol=0, atol=1e-10 * np.abs(covariance).max())
+
+
+def test_as_many_batches_run_at_the_same_time_as_keep_the_cores_busy(monkeypatch):
+    monkeypatch.setattr(network_features, "usable_cores", lambda: 6)
+    together = threading.Barrier(3)
+
+    class Meeting(NetworkFeatures):
+        def on_host(self, images):
+            together.wait(timeout=20)
+            return images
+
+    run = features(2, 8, one_by_one=True, kind=Meeting)
+    assert (run.threads, run.batch_size) == (3, 2 * 3)
+    images = np.random.default_rng(2).integers(0, 256, (18, 4, 4, 3), np.uint8)
+    np.testing.assert_array_equal(run.measure(images)["pixels"], images.reshape(18, -1) @ exact_network())
 
 
 def test_each_device_runs_its_own_images():

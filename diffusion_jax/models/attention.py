@@ -53,6 +53,8 @@ def xla_attention(
     if mask is not None:
         allowed = jnp.broadcast_to(mask[:, None, None, :], (batch, heads, 1, mask.shape[1]))
         logits = jnp.where(allowed.reshape(batch * heads, 1, -1), logits, jnp.finfo(logits.dtype).min)
-    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    out = jnp.einsum("bnm,bmd->bnd", weights, v)  # [B·heads, N, d]
+    # Dividing [N, d] by the sums instead of [N, M]: only one array of the size of the weights is made, and kept.
+    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))  # [B·heads, N, M]
+    out = jnp.einsum("bnm,bmd->bnd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)  # [B·heads, N, d]
+    out = (out / weights.sum(-1, keepdims=True)).astype(v.dtype)  # [B·heads, N, d]
     return out.reshape(batch, heads, queries, d).swapaxes(1, 2)  # [B, N, heads, d]

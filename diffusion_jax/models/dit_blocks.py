@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 
 from diffusion_jax.models.norms import LayerNorm, RMSNorm
+from diffusion_jax.models.remat import recomputed
 from diffusion_jax.models.swiglu import SwiGLU
 from diffusion_jax.models.transformer import MLP, CrossAttention, QKNorm, SelfAttention
 
@@ -107,7 +108,8 @@ class AdaLNBlock(nnx.Module):
         parts = iter(jnp.split(modulation, self.shift + 1 + self.gate, axis=-1))
         shift = next(parts) if self.shift else None
         scale = next(parts)
-        return add(x, layer(modulate(norm(x), shift, scale)), next(parts) if self.gate else None)
+        normalise = recomputed(lambda norm, x, shift, scale: modulate(norm(x), shift, scale))
+        return add(x, layer(normalise(norm, x, shift, scale)), next(parts) if self.gate else None)
 
 
 class CrossAttentionBlock(nnx.Module):

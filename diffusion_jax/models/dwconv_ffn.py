@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from diffusion_jax.models.activations import gelu
 from diffusion_jax.models.convolution import uniform
 from diffusion_jax.models.norms import LayerNorm, layer_norm
+from diffusion_jax.models.remat import recomputed
 from diffusion_jax.models.transformer import XAVIER_UNIFORM, Linear
 
 ExtraTokens = Literal["pointwise", "none"]
@@ -27,15 +29,18 @@ class DepthwiseConv(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [B, H, W, C] of any floating dtype to [B, H, W, C] float32."""
-        height, width = x.shape[1:3]
-        padded = jnp.pad(x.astype(jnp.float32), ((0, 0), (1, 1), (1, 1), (0, 0)))  # [B, H + 2, W + 2, C]
-        kernel = self.kernel[...]
-        out = self.bias[...]
-        # Nine products that XLA fuses into one pass; its grouped convolution is ten times slower on a CPU.
-        for row in range(3):
-            for column in range(3):
-                out = out + padded[:, row : row + height, column : column + width] * kernel[row, column]
-        return out  # [B, H, W, C]
+
+        def convolve(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+            height, width = x.shape[1:3]
+            padded = jnp.pad(x.astype(jnp.float32), ((0, 0), (1, 1), (1, 1), (0, 0)))  # [B, H + 2, W + 2, C]
+            out = bias
+            # Nine products that XLA fuses into one pass; its grouped convolution is ten times slower on a CPU.
+            for row in range(3):
+                for column in range(3):
+                    out = out + padded[:, row : row + height, column : column + width] * kernel[row, column]
+            return out  # [B, H, W, C]
+
+        return recomputed(convolve)(x, self.kernel[...], self.bias[...])  # [B, H, W, C]
 
 
 class DWConvFFN(nnx.Module):
@@ -96,10 +101,14 @@ class DWConvFFN(nnx.Module):
 
     def _activate(self, h: jax.Array, norm: LayerNorm | None) -> jax.Array:
         """GELU and norm, the exact form, in float32; the result has the compute dtype."""
-        h = h.astype(jnp.float32)
-        if not self.norm_first:
-            h = jax.nn.gelu(h, approximate=False)
-        h = layer_norm(h, self.eps) if norm is None else norm(h)
-        if self.norm_first:
-            h = jax.nn.gelu(h, approximate=False)
-        return h.astype(self.dtype)
+
+        def compute(h: jax.Array, norm: LayerNorm | None) -> jax.Array:
+            h = h.astype(jnp.float32)
+            if not self.norm_first:
+                h = gelu(h, approximate=False)
+            h = layer_norm(h, self.eps) if norm is None else norm(h)
+            if self.norm_first:
+                h = gelu(h, approximate=False)
+            return h.astype(self.dtype)
+
+        return recomputed(compute)(h, norm)

@@ -4,12 +4,18 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from diffusion_jax.models.remat import recomputed
+
 
 def layer_norm(x: jax.Array, eps: float = 1e-6) -> jax.Array:
     """Normalises the last axis in float32, without learned scale or bias (arXiv 1607.06450)."""
-    x = x.astype(jnp.float32)
-    x = x - x.mean(-1, keepdims=True)
-    return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + eps)
+
+    def normalise(x: jax.Array) -> jax.Array:
+        x = x.astype(jnp.float32)
+        x = x - x.mean(-1, keepdims=True)
+        return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + eps)
+
+    return recomputed(normalise)(x)
 
 
 class LayerNorm(nnx.Module):
@@ -30,8 +36,10 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [..., D] of any floating dtype to [..., D] float32."""
-        x = layer_norm(x, self.eps)
-        return x * self.scale[...] + self.bias[...] if self.affine else x
+        if not self.affine:
+            return layer_norm(x, self.eps)
+        compute = recomputed(lambda x, scale, bias: layer_norm(x, self.eps) * scale + bias)
+        return compute(x, self.scale[...], self.bias[...])
 
 
 class RMSNorm(nnx.Module):
@@ -48,5 +56,9 @@ class RMSNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [..., D] of any floating dtype to [..., D] float32."""
-        x = x.astype(jnp.float32)
-        return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + self.eps) * self.scale[...]
+
+        def normalise(x: jax.Array, scale: jax.Array) -> jax.Array:
+            x = x.astype(jnp.float32)
+            return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + self.eps) * scale
+
+        return recomputed(normalise)(x, self.scale[...])

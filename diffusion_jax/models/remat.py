@@ -28,3 +28,19 @@ def remat(function: Callable, policy: RematPolicy, *, in_scan: bool = True) -> C
     }[policy]
     # Inside a scan XLA cannot merge the recomputation with the forward pass, so the barrier against it only costs.
     return jax.checkpoint(function, policy=saveable, prevent_cse=not in_scan)
+
+
+def recomputed(function: Callable) -> Callable:
+    """Cheap arithmetic whose backward pass computes it again: only its arguments are kept, not what comes between.
+
+    For norms, activations and the like, whose intermediates are as large as their arguments and take longer to write to
+    memory and read again, out of a scan most of all, than to compute.
+
+    Args:
+      function: of arrays and modules.
+
+    Returns:
+      A function of the same signature and value.
+    """
+    # Outside a scan XLA may merge both computations, and does so where it is the faster way: no barrier against it.
+    return jax.checkpoint(function, prevent_cse=False)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
+from diffusion_jax.models.activations import gelu
 from diffusion_jax.models.convolution import UNIFORM_FAN_IN, pointwise, uniform
 from diffusion_jax.models.group_norm import GroupNorm
 from diffusion_jax.models.key_stream import KeyStream
@@ -34,7 +35,7 @@ class GEGLU(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [..., D] to [..., D] in the compute dtype."""
         halves = self.fc1(x)  # [..., 2, 4D]
-        return self.fc2(halves[..., 0, :] * jax.nn.gelu(halves[..., 1, :], approximate=False))
+        return self.fc2(halves[..., 0, :] * gelu(halves[..., 1, :], approximate=False))
 
 
 class TransformerBlock(nnx.Module):

@@ -11,6 +11,7 @@ from flax import nnx
 
 from diffusion_jax.models.convolution import pointwise
 from diffusion_jax.models.norms import LayerNorm
+from diffusion_jax.models.remat import recomputed
 from diffusion_jax.models.residual_block import film
 from diffusion_jax.models.text_features import Text
 from diffusion_jax.models.transformer import MLP, CrossAttention, Linear, SelfAttention
@@ -191,7 +192,8 @@ class WindowLayer(nnx.Module):
         if self.attends_to_text and text is not None:
             pixels = rearrange(self.norm_cross(x), "b h w c -> b (h w) c")
             x = add(x, self.cross(pixels, text.tokens, text.mask).reshape(x.shape))
-        return add(x, self.mlp(film(self.norm2(x), self.embedding(embedding))))
+        modulated = recomputed(lambda norm, x, scale_shift: film(norm(x), scale_shift))
+        return add(x, self.mlp(modulated(self.norm2, x, self.embedding(embedding))))
 
 
 def add(x: jax.Array, branch: jax.Array) -> jax.Array:

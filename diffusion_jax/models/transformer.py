@@ -7,6 +7,7 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 
+from diffusion_jax.models.activations import gelu
 from diffusion_jax.models.attention import attention
 from diffusion_jax.models.norms import LayerNorm, RMSNorm
 from diffusion_jax.models.rotary import rotate
@@ -172,4 +173,4 @@ class MLP(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [..., D] to [..., D] in the compute dtype."""
-        return self.fc2(jax.nn.gelu(self.fc1(x), approximate=self.approximate))
+        return self.fc2(gelu(self.fc1(x), approximate=self.approximate))

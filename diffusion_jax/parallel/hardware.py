@@ -46,5 +46,6 @@ def keep_freed_memory() -> None:
     if platform.libc_ver()[0] != "glibc":
         return
     libc = ctypes.CDLL(None)
+    # No threshold at all, -1: the largest one there is, 2 GiB, is less than many a training step frees.
     for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_ARENA_MAX, 1)):
         libc.mallopt(parameter, value)

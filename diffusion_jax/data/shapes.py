@@ -1,5 +1,6 @@
 """The `shapes` data set: any number of rendered scenes at any size, with everything there is to know of them."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
@@ -164,7 +165,11 @@ def recognise(image: np.ndarray, least: float = 0.7) -> Shape | None:
 
 
 def _best_fit(region: np.ndarray, colour: str) -> tuple[Shape, float]:
-    """The shape whose outline, drawn to the region's bounding box, overlaps a region [H, H] most; and how much."""
+    """The shape whose outline overlaps a region [H, H] most, and how much.
+
+    Each kind is drawn to the region's bounding box, then moved and scaled for as long as the overlap grows: a blurred
+    picture lacks the tips of a star, and a star drawn to the box of the rest overlaps less than a circle would.
+    """
     size = region.shape[0]
     ys, xs = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))
     left, right, top, bottom = xs[0] / size, (xs[-1] + 1) / size, ys[0] / size, (ys[-1] + 1) / size
@@ -173,12 +178,31 @@ def _best_fit(region: np.ndarray, colour: str) -> tuple[Shape, float]:
         half, up, down = EXTENTS[kind]
         radius = ((right - left) / (2 * half) + (bottom - top) / (up + down)) / 2
         y = (top + bottom) / 2 + radius * (up - down) / 2
-        shape = Shape(kind, colour, (left + right) / 2, y, radius)
+        fits.append(_climb(region, Shape(kind, colour, (left + right) / 2, y, radius)))
+    return max(fits, key=lambda fit: fit[1])
+
+
+def _climb(region: np.ndarray, shape: Shape) -> tuple[Shape, float]:
+    """The shape where steps of half a pixel in place and radius no longer raise its overlap with a region [H, H]."""
+    size = region.shape[0]
+
+    def overlap(shape: Shape) -> float:
         ideal = np.zeros_like(region)
         rows, columns, coverage = cover(shape, size)
         ideal[rows, columns] = coverage >= 0.5
-        fits.append((shape, _overlap(region, ideal)))
-    return max(fits, key=lambda fit: fit[1])
+        return _overlap(region, ideal)
+
+    best = overlap(shape)
+    for step in (2 / size, 1 / size, 0.5 / size):
+        better = True
+        while better:
+            better = False
+            for field in ("x", "y", "radius"):
+                for change in (step, -step):
+                    moved = dataclasses.replace(shape, **{field: getattr(shape, field) + change})
+                    if moved.radius > step and (found := overlap(moved)) > best:
+                        shape, best, better = moved, found, True
+    return shape, best
 
 
 def _nearest_colour(image: np.ndarray) -> np.ndarray:

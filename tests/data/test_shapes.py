@@ -4,6 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 
 from diffusion_jax.data import DataConfig, batches, open_source
 from diffusion_jax.data.shape_scenes import COLOURS, KINDS, TEXTURES, Shape, draw_scene
@@ -74,6 +75,15 @@ def test_the_class_of_every_image_can_be_seen(size):
         shape, found = source.scene(index).shapes[0], recognise(source[index]["image"])
         assert found is not None and (found.kind, found.colour) == (shape.kind, shape.colour)
         np.testing.assert_allclose(found.box, shape.box, atol=2 / size)
+
+
+def test_the_class_can_be_seen_in_a_blurred_image():
+    source = Shapes("test", 64)
+    for index in range(60):
+        shape, blurred = source.scene(index).shapes[0], gaussian_filter(source[index]["image"], (1.5, 1.5, 0))
+        found = recognise(blurred)
+        assert found is not None and found.kind == shape.kind
+        np.testing.assert_allclose((found.x, found.y), (shape.x, shape.y), atol=2 / 64)
 
 
 def test_the_recogniser_sees_nothing_where_nothing_is():

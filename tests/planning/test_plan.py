@@ -18,7 +18,7 @@ from diffusion_jax.planning.analytic import gradient_collectives, kept_activatio
 from diffusion_jax.planning.bounds import Bound, bound
 from diffusion_jax.planning.facts import planned_facts
 from diffusion_jax.planning.plan import Planner, next_rows
-from diffusion_jax.planning.programs import Compiled, _needed_bytes
+from diffusion_jax.planning.programs import Compiled, _needed_bytes, train_batch
 from diffusion_jax.planning.report import report
 from diffusion_jax.training.system import SCHEMA, DatasetFacts
 
@@ -68,6 +68,34 @@ def test_the_largest_batch_fits_and_the_next_does_not(dit_s, dit_s_plan):
     assert largest % 16 == 0
     assert dit_s.memory(dit_s.stage(largest), None).fits
     assert not dit_s.memory(dit_s.stage(largest + 16), None).fits
+
+
+def test_estimated_time_moves_state_twice_and_activations_twice(dit_s, dit_s_plan):
+    memory, bound = dit_s_plan.train.memory, dit_s_plan.train.bound
+    state = memory.parameters + memory.optimizer + memory.ema
+    assert bound.hbm == pytest.approx((2 * state + memory.inputs + 2 * memory.work) / 4.8e12)
+    # Gradients are as large as the parameters; what is kept of the images of one device is the rest of the work.
+    kept = kept_activations(dit_s.stage(256))
+    assert memory.work - memory.parameters == kept
+    assert kept_activations(dit_s.stage(256, microbatches=2)) < 0.51 * kept
+
+
+def test_the_assumed_share_of_the_peak_sets_the_assumed_time(tiny):
+    plan = Planner(tiny("dit"), FACTS, parse_topology("h200x2")).plan(mfu=0.01, largest=False)
+    assert plan.mfu == 0.01 and plan.assumed_seconds > plan.train.bound.seconds
+    assert plan.assumed_seconds == pytest.approx(plan.train.model_flops / (0.01 * 2 * 989e12))
+
+
+def test_cached_latents_are_fed_in_place_of_images():
+    overrides = ["--config.data.name=cache:nowhere", "--config.data.flip=True"]
+    config = load_config(DIT_S, overrides, SCHEMA)
+    stage = Planner(config, FACTS, parse_topology("h200x8")).stage(16)
+    shapes = {name: leaf.shape for name, leaf in train_batch(stage).items()}
+    moments = ("mean", "std", "mirrored_mean", "mirrored_std")
+    assert shapes == {"label": (16,), **dict.fromkeys(moments, (16, 32, 32, 4))}
+    config.data.flip = False
+    stage = Planner(config, FACTS, parse_topology("h200x8")).stage(16)
+    assert set(train_batch(stage)) == {"label", "mean", "std"}
 
 
 def test_a_batch_that_does_not_divide_is_refused(dit_s):

@@ -68,7 +68,7 @@ def _moments(latents: jax.Array) -> tuple[jax.Array, jax.Array]:
     return mean, jnp.square(latents - mean).mean((0, 1, 2))
 
 
-def measure(batches: Iterable[jax.Array]) -> LatentStatistics:
+def measure(batches: Iterable[jax.Array | np.ndarray]) -> LatentStatistics:
     """The statistics of latents that come in batches, however they are divided.
 
     Args:

@@ -73,7 +73,7 @@ class AutoencoderStage:
         return self.system.train_flops_per_image()
 
     def drawing(self) -> Draw:
-        """Draws images and below each its reconstruction by the averaged weights."""
+        """Draws images and below each its reconstruction by the averaged weights; beside it, the latents' histogram."""
         return lambda state, lpips, path: self.reconstructions.draw(state.ema, path)
 
     def evaluation(self, workdir: pathlib.Path) -> "ReconstructionQuality":
@@ -86,7 +86,9 @@ class AutoencoderStage:
 
 
 class ReconstructionQuality:
-    """How well the averaged weights reconstruct, as `eval/psnr` in dB and `eval/ssim`.
+    """How well the averaged weights reconstruct, as `eval/psnr` in dB, `eval/ssim`, `eval/lpips` and `eval/rfid`.
+
+    The last two are there where their networks have weights.
 
     Args:
       reconstructions: the images.
@@ -99,7 +101,7 @@ class ReconstructionQuality:
         self, state: AutoencoderState, step: int, lpips: LPIPS | None, metadata: dict[str, Any]
     ) -> dict[str, float]:
         """Measures; see `stage.Evaluation`."""
-        return {f"eval/{name}": value for name, value in self.reconstructions.quality(state.ema).items()}
+        return {f"eval/{name}": value for name, value in self.reconstructions.quality(state.ema, lpips).items()}
 
     def close(self) -> None:
         """Nothing is being written."""

@@ -18,6 +18,7 @@ from diffusion_jax.autoencoding.objective import Generator
 from diffusion_jax.config import Schema
 from diffusion_jax.data import DataConfig
 from diffusion_jax.errors import UserError
+from diffusion_jax.evaluation.evaluator import LEAST_IMAGES
 from diffusion_jax.interop.lpips import read_lpips
 from diffusion_jax.models.autoencoder import AutoencoderKL
 from diffusion_jax.models.discriminator import PatchDiscriminator
@@ -68,17 +69,29 @@ class ReconstructionConfig:
       num: images of that split to measure, and training images whose latents are measured for every checkpoint.
       batch_size: images that each device reconstructs at once.
       grid: images in the pictures drawn during training, at most `num`.
+      inception_weights: the weight file of the FID network, with which rFID is measured too; None leaves it out.
+      allow_few: measure rFID of fewer than 2048 images.
+
+    Raises:
+      UserError: a number below 1, or too few images for rFID.
     """
 
     split: str | None = None
     num: int = 1024
     batch_size: int = 16
     grid: int = 20
+    inception_weights: str | None = None
+    allow_few: bool = False
 
     def __post_init__(self) -> None:
         for field in ("num", "batch_size", "grid"):
             if getattr(self, field) < 1:
                 raise UserError(f"evaluate.{field}={getattr(self, field)}: must be at least 1")
+        if self.inception_weights is not None and self.num < LEAST_IMAGES and not self.allow_few:
+            raise UserError(
+                f"evaluate.num={self.num}: rFID of fewer than {LEAST_IMAGES} images says little, the covariance being "
+                "singular; raise it, or set evaluate.allow_few=True"
+            )
 
 
 AUTOENCODER_SCHEMA: Schema = {
@@ -178,21 +191,27 @@ class AutoencoderSystem:
             print("lpips.weights is empty: training without the perceptual loss", file=sys.stderr)
         return None
 
-    def reconstruct(self, model: Generator, images: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def reconstruct(
+        self, model: Generator, images: jax.Array, lpips: LPIPS | None = None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """What the autoencoder makes of images, without noise: from the mode of a KL posterior, or from codes.
 
         Args:
           model: the raw weights or their average.
           images: [B, H, W, C] uint8, H and W at least 11.
+          lpips: the perceptual distance; None leaves it out.
 
         Returns:
-          [B, H, W, C] uint8, and `psnr` (dB) and `ssim`, [B] each.
+          [B, H, W, C] uint8, and `psnr` (dB), `ssim` and, with its network, `lpips`, [B] each.
         """
         wanted = images.astype(jnp.float32) / 127.5 - 1
         encoded = model.autoencoder.encode(wanted)
         latents = encoded.mean if isinstance(model.autoencoder, AutoencoderKL) else encoded  # [B, h, w, c]
         made = model.autoencoder.decode(latents)  # [B, H, W, C]
-        return to_uint8(made), {"psnr": psnr(wanted, made), "ssim": ssim(wanted, made)}
+        quality = {"psnr": psnr(wanted, made), "ssim": ssim(wanted, made)}
+        if lpips is not None:
+            quality["lpips"] = lpips(wanted, made)
+        return to_uint8(made), quality
 
     def encode(self, model: Generator, images: jax.Array, index: jax.Array) -> jax.Array:
         """The latents that a diffusion model is to be trained on, before any scale.

@@ -1,7 +1,10 @@
 """Where the library keeps files of its own, and how it writes files that nobody sees half done."""
 
+import contextlib
 import os
 import pathlib
+from collections.abc import Iterator
+from typing import BinaryIO
 
 
 def cache_folder() -> pathlib.Path:
@@ -20,11 +23,23 @@ def write_atomically(path: pathlib.Path, data: bytes) -> None:
     Raises:
       OSError: the folder cannot be made or written to.
     """
+    with open_atomically(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def open_atomically(path: pathlib.Path) -> Iterator[BinaryIO]:
+    """A file to write to that appears as `path` when it is closed, and not at all after an error.
+
+    Args:
+      path: as of `write_atomically`, which raises the same.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     # The process number keeps two processes that write the same file from writing into each other's.
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_bytes(data)
+        with open(partial, "wb") as file:
+            yield file
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

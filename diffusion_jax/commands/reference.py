@@ -5,8 +5,9 @@
 
 Images go through the library's own transform (halved by a box filter, resized bicubically, cropped at the centre; see
 the record in the file), each of the split once, none mirrored. The .npz has mu, sigma, mu_s, sigma_s under the names of
-ADM and pytorch-fid, whose programs read it too; the features of up to 10,000 images for KID, precision and recall; and
-how all of it was made. With --metrics=fid,fd_dinov2,cmmd it serves the networks of those metrics.
+ADM and pytorch-fid; the features of up to 10,000 images for KID, precision and recall; and how all of it was made.
+pytorch-fid's program reads it too, and ADM's if the images are in it, as in VIRTUAL_*.npz: --keep-images puts them
+there. With --metrics=fid,fd_dinov2,cmmd it serves the networks of those metrics.
 """
 
 import pathlib
@@ -28,6 +29,7 @@ def define_flags(values: flags.FlagValues) -> None:
     text("dinov2_weights", None, "dinov2_vitl14_pretrain.pth, for fd_dinov2.", flag_values=values)
     text("clip_weights", None, "The weights of CLIP ViT-L/14 at 336 pixels, for cmmd.", flag_values=values)
     number("keep", 10_000, "Images whose features are kept.", lower_bound=0, flag_values=values)
+    flags.DEFINE_bool("keep_images", False, "Keep those images too, which ADM's program reads.", flag_values=values)
     text("out", None, "The statistics, a .npz file.", flag_values=values)
     flags.DEFINE_bool("overwrite", False, "Replace the file if it is there.", flag_values=values)
     flags.mark_flags_as_required(["data", "out"], flag_values=values)
@@ -64,6 +66,6 @@ def run(values: flags.FlagValues) -> None:
     else:
         images = SourceImages(open_source(DataConfig(values.data, values.image_size, values.split)))
     extractor = open_extractor(config, protocol, {METRIC_NEEDS[metric] for metric in metrics})
-    reference = reference_from_images(images, extractor, values.keep)
+    reference = reference_from_images(images, extractor, values.keep, values.keep_images)
     write_reference(out, reference)
     print(f"{out}: {reference.facts['count']} images, {extractor.name}, {extractor.resize}")

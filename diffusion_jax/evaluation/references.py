@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import io
 import json
 import pathlib
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation.combined_features import CombinedFeatures
 from diffusion_jax.evaluation.image_sets import DAMAGE, ImageSet, SampleFile, told
 from diffusion_jax.evaluation.statistics import FeatureStatistics
-from diffusion_jax.files import write_atomically
+from diffusion_jax.files import open_atomically
 
 Moments = tuple[np.ndarray, np.ndarray]
 
@@ -39,6 +38,7 @@ class Reference:
       features: [M, 2048] of some or all of the images, for KID, precision and recall; None if there are none.
       facts: what a result states of it, ready for JSON.
       embeddings: [M, 768] of CLIP, of some or all of the images, for CMMD; None if there are none.
+      images: uint8 [M, H, W, 3], those of the features; None if they are not kept.
     """
 
     name: str
@@ -46,15 +46,19 @@ class Reference:
     features: np.ndarray | None
     facts: dict[str, Any]
     embeddings: np.ndarray | None = None
+    images: np.ndarray | None = None
 
 
-def reference_from_images(images: ImageSet, extractor: CombinedFeatures, keep: int = KEPT_IMAGES) -> Reference:
+def reference_from_images(
+    images: ImageSet, extractor: CombinedFeatures, keep: int = KEPT_IMAGES, keep_images: bool = False
+) -> Reference:
     """Measures real images.
 
     Args:
       images: every one is used once, as it is.
       extractor: with the taps that the metrics need.
       keep: features kept for KID, precision, recall and CMMD, of images evenly spaced over the set.
+      keep_images: keep those images too.
 
     Raises:
       UserError: fewer than two images, or images that the extractor does not take.
@@ -64,13 +68,17 @@ def reference_from_images(images: ImageSet, extractor: CombinedFeatures, keep: i
     kept = np.zeros(images.count, bool)
     kept[np.arange(keep) * images.count // max(keep, 1)] = True
     rows: dict[str, list[np.ndarray]] = {tap: [] for tap in extractor.taps if tap in KEPT_KEYS}
+    kept_images: list[np.ndarray] = []
     seen = 0
     for batch in told(images):
         measured = extractor.measure(batch["image"])
         for tap, sums in statistics.items():
             sums.update(measured[tap])
+        chosen = kept[seen : seen + len(batch["image"])]
         for tap, parts in rows.items():
-            parts.append(measured[tap][kept[seen : seen + len(batch["image"])]])
+            parts.append(measured[tap][chosen])
+        if keep_images:
+            kept_images.append(batch["image"][chosen])
         seen += len(batch["image"])
     facts = {
         **images.describe(),
@@ -85,14 +93,16 @@ def reference_from_images(images: ImageSet, extractor: CombinedFeatures, keep: i
     }
     moments = {tap: sums.finalise() for tap, sums in statistics.items()}
     features, embeddings = (np.concatenate(rows[tap]) if keep and tap in rows else None for tap in KEPT_KEYS)
-    return Reference(images.name, moments, features, facts, embeddings)
+    pixels = np.concatenate(kept_images) if keep and keep_images else None
+    return Reference(images.name, moments, features, facts, embeddings, pixels)
 
 
 def write_reference(path: pathlib.Path, reference: Reference) -> None:
     """Writes `mu`, `sigma`, `mu_s`, `sigma_s` under the names of ADM and pytorch-fid, `n`, `features`, and `info`.
 
     Those of other networks are `mu_dinov2`, `sigma_dinov2` and `embeddings`.
-    `info` is a JSON string of the facts. ADM's and pytorch-fid's own programs read the file.
+    `info` is a JSON string of the facts. pytorch-fid's own program reads the file, and ADM's one that holds images too,
+    `arr_0`: it measures them again for precision and recall.
 
     Raises:
       UserError: the file cannot be written.
@@ -104,13 +114,11 @@ def write_reference(path: pathlib.Path, reference: Reference) -> None:
     for tap, (mean, covariance) in reference.moments.items():
         mean_key, covariance_key = KEYS[tap]
         arrays |= {mean_key: mean, covariance_key: covariance}
-    for tap, rows in (("2048", reference.features), ("clip", reference.embeddings)):
-        if rows is not None:
-            arrays[KEPT_KEYS[tap]] = rows
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
+    kept = {KEPT_KEYS["2048"]: reference.features, KEPT_KEYS["clip"]: reference.embeddings, "arr_0": reference.images}
+    arrays |= {key: rows for key, rows in kept.items() if rows is not None}
     try:
-        write_atomically(path, buffer.getvalue())
+        with open_atomically(path) as file:
+            np.savez(file, **arrays)
     except OSError as error:
         raise UserError(f"--out {path}: cannot be written ({error.strerror}); use another place") from error
 

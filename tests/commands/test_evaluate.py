@@ -173,10 +173,12 @@ def test_a_reference_of_a_folder_records_how_its_images_were_made(projection, ph
         folder = photographs / "data" / f"class{i % 2}"
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.pad(image, ((0, 0), (2, 3), (0, 0)))).save(folder / f"{i}.png")
-    make_reference(data=f"folder:{photographs / 'data'}", image_size=8, out=photographs / "ref.npz", keep=10)
+    options = {"data": f"folder:{photographs / 'data'}", "image_size": 8, "keep": 10, "keep_images": True}
+    make_reference(**options, out=photographs / "ref.npz")
     with np.load(photographs / "ref.npz") as archive:
         info = json.loads(str(archive["info"]))
         assert archive["mu"].shape == (6,) and archive["features"].shape == (10, 6) and archive["n"] == 40
+        assert archive["arr_0"].shape == (10, 8, 8, 3) and archive["arr_0"].dtype == np.uint8
     for fact in ("split=train", "images=40", "size=8", "crop=adm"):
         assert fact in info["identity"]
     assert (info["extractor"], info["resize"], info["weights_sha256"]) == ("projection", "tf1_bilinear", "0" * 64)

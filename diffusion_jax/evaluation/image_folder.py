@@ -13,7 +13,7 @@ from diffusion_jax.data import Batch
 from diffusion_jax.data.folder import SUFFIXES
 from diffusion_jax.data.transforms import DECODING_ERRORS, FORMATS
 from diffusion_jax.errors import UserError
-from diffusion_jax.evaluation.image_sets import BATCH_SIZE
+from diffusion_jax.evaluation.image_sets import BATCH_SIZE, check_range
 
 LOSSY = (".jpg", ".jpeg", ".webp")
 
@@ -27,7 +27,7 @@ class ImageFiles:
       folder: with JPEG, PNG or WebP files, all of one size, in RGB.
 
     Raises:
-      UserError: no such folder, no image in it, or a first image that is not RGB.
+      UserError: no such folder, no image in it, or first images that `batches` refuses or of another range.
     """
 
     def __init__(self, folder: pathlib.Path):
@@ -40,6 +40,7 @@ class ImageFiles:
         self.count = len(self.paths)
         height, width, channels = _read(self.paths[0]).shape
         self.image_shape = (height, width, channels)
+        check_range(next(self.batches())["image"], self.name)
 
     def batches(self) -> Iterator[Batch]:
         """Raises UserError at a file that is damaged, not RGB, or of another size than the first."""

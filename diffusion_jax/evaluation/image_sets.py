@@ -61,7 +61,7 @@ class SampleFile:
       info: what the program that wrote the file says of it: `diffusion-jax sample` adds a JSON string `info`.
 
     Raises:
-      UserError: no such file, a damaged one, or arrays of other names, dtypes or shapes.
+      UserError: no such file, a damaged one, or arrays of other names, dtypes, shapes or ranges.
     """
 
     def __init__(self, path: pathlib.Path):
@@ -86,6 +86,7 @@ class SampleFile:
         self.name = str(path)
         self.count = shape[0]
         self.image_shape = (shape[1], shape[2], shape[3])
+        check_range(next(self.batches())["image"], self.name)
 
     def batches(self) -> Iterator[Batch]:
         """Raises UserError if the file ends early or its checksum is wrong."""
@@ -171,6 +172,23 @@ def told(images: ImageSet) -> Iterator[Batch]:
         if processes.is_main() and time.monotonic() - last > SECONDS_BETWEEN_WORDS:
             last = time.monotonic()
             print(f"{images.name}: {taken}/{images.count} images measured", file=sys.stderr, flush=True)
+
+
+def check_range(images: np.ndarray, name: str) -> None:
+    """Refuses images in 0 … 1 that were cast to uint8; black ones pass, which broken models draw.
+
+    Args:
+      images: uint8 [B, H, W, C], the first of a set.
+      name: of the set.
+
+    Raises:
+      UserError: the largest value of all is 1.
+    """
+    if images.max() == 1:
+        raise UserError(
+            f"{name}: the first {len(images)} images hold 0 and 1 alone; images are uint8 in 0…255, so multiply those "
+            "in 0…1 by 255 before saving"
+        )
 
 
 @contextlib.contextmanager

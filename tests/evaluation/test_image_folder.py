@@ -35,6 +35,9 @@ def test_other_images_are_refused(tmp_path):
         save(tmp_path, "0.png", grey, mode)
         with pytest.raises(UserError, match=rf"0\.png: is of mode {mode}; samples are RGB"):
             ImageFiles(tmp_path)
+    save(tmp_path, "0.png", np.eye(6, dtype=np.uint8)[..., None].repeat(3, -1))
+    with pytest.raises(UserError, match="the first 1 images hold 0 and 1 alone"):
+        ImageFiles(tmp_path)
     save(tmp_path, "0.png", grey)
     save(tmp_path, "1.png", grey[:5])
     with pytest.raises(UserError, match=r"1\.png: is 5×6, but 0\.png is 6×6"):

@@ -78,6 +78,15 @@ def test_refuses_other_arrays(tmp_path, arrays, message):
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_refuses_images_in_zero_to_one(tmp_path):
+    images, path = (some_images(300) / 255 + 0.5).astype(np.uint8), tmp_path / "samples.npz"
+    np.savez(path, images)
+    with pytest.raises(UserError, match=r"samples\.npz: the first 256 images hold 0 and 1 alone; .* by 255"):
+        SampleFile(path)
+    np.savez(path, 0 * images)
+    assert SampleFile(path).count == 300
+
+
 def test_refuses_what_is_not_there_or_no_archive(tmp_path):
     with pytest.raises(UserError, match="there is no such file"):
         SampleFile(tmp_path / "samples.npz")

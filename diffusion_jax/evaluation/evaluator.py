@@ -171,7 +171,7 @@ def check_count(count: int, metrics: Sequence[str], protocol: Protocol, allow_fe
     if distances and count < LEAST_IMAGES and not allow_few:
         raise UserError(
             f"{distances[0]} of {count} images says little: below {LEAST_IMAGES} the covariance is singular, and "
-            "papers use 50,000; give more images, or --allow-few"
+            "papers use 50,000; give more images, or --allow-few (in a config, evaluate.allow_few=True)"
         )
 
 

@@ -35,7 +35,7 @@ def load_inception(path: str | pathlib.Path | None = None, sha256: str = SHA256)
     if not file.is_file():
         raise UserError(
             f"no Inception weights at {file}: fetch {FILE_NAMES[0]} from {PUBLISHED} and put it there, or name it by "
-            "--inception-weights"
+            "--inception-weights (in a config, by evaluate.inception_weights)"
         )
     with open(file, "rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()

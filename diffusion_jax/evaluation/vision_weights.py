@@ -54,6 +54,11 @@ class VisionKind:
     patch_size: int = 14
     clip: bool = False
 
+    @property
+    def key(self) -> str:
+        """The key of a config that names its weight file."""
+        return "evaluate." + self.flag.removeprefix("--").replace("-", "_")
+
     def network(self) -> VisionTransformer:
         """The network, without useful weights."""
         return VisionTransformer(
@@ -116,7 +121,8 @@ def read_vision_transformer(kind: VisionKind, path: str | None = None) -> tuple[
     if file is None:
         place = path or cache_folder() / kind.file_names[0]
         raise UserError(
-            f"no weights of {kind.name} at {place}: fetch {kind.published} and put it there, or name it by {kind.flag}"
+            f"no weights of {kind.name} at {place}: fetch {kind.published} and put it there, or name it by {kind.flag} "
+            f"(in a config, by {kind.key})"
         )
     with open(file, "rb") as stream:
         checksum = hashlib.file_digest(stream, "sha256").hexdigest()

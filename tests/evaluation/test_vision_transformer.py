@@ -213,7 +213,8 @@ def test_weights_are_found_read_and_named_when_absent(tmp_path, monkeypatch):
         with pytest.raises(UserError) as caught:
             read_vision_transformer(kind)
         message = str(caught.value)
-        assert kind.published in message and kind.flag in message and str(tmp_path) in message and "\n" not in message
+        assert all(part in message for part in (kind.published, kind.flag, str(tmp_path))) and "\n" not in message
+        assert f"evaluate.{'clip' if kind.clip else 'dinov2'}_weights" in message
         file = tmp_path / "diffusion_jax" / kind.file_names[0]
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()

@@ -226,6 +226,8 @@ def full_result(evaluator: Evaluator, measured: dict[str, Any], samples: dict[st
     if set(MOMENT_METRICS) & set(evaluator.metrics):
         if count < FEW_IMAGES:
             warnings.append(f"a Fréchet distance of {count} images lies far above that of {protocol.sample_count}")
+            if count < LEAST_IMAGES:
+                warnings.append(f"the covariance of fewer than {LEAST_IMAGES} images is singular")
         elif count != protocol.sample_count:
             warnings.append(f"{count} images, where protocol {protocol.name} takes {protocol.sample_count}")
     if samples.get("uint8", protocol.uint8) != protocol.uint8:

@@ -172,6 +172,7 @@ def test_a_result_states_what_it_depends_on_and_differences_are_found(reference)
     assert result["extractor"]["weights_sha256"] == "0" * 64 and result["count"] == COUNT
     assert result["reference"]["sha256"] and result["samples"]["label_law"] == "uniform"
     assert any("300 images lies far above that of 50000" in text for text in result["warnings"])
+    assert "the covariance of fewer than 2048 images is singular" in result["warnings"]
     assert any("made uint8 by trunc(127.5(x+1))" in text for text in result["warnings"])
     assert differences(result, result) == []
     uvit = evaluator(reference, ("fid",), protocol=PROTOCOLS["uvit"], extractor=Projection(name="other"))

@@ -26,7 +26,11 @@ def tf1_bilinear(images: jax.Array) -> jax.Array:
     Returns:
       [B, 299, 299, C] float32.
     """
-    return _interpolate(_interpolate(images, axis=2), axis=1)  # horizontally first, as TensorFlow does
+
+    def coordinates(size: int) -> np.ndarray:
+        return np.arange(SIZE, dtype=np.float32) * np.float32(size / SIZE)
+
+    return _interpolate(images, coordinates)
 
 
 def half_pixel_bilinear(images: jax.Array) -> jax.Array:
@@ -34,8 +38,12 @@ def half_pixel_bilinear(images: jax.Array) -> jax.Array:
 
     No antialiasing: an image larger than 299 pixels is aliased.
     """
-    shape = (images.shape[0], SIZE, SIZE, images.shape[3])
-    return jax.image.resize(images, shape, "bilinear", antialias=False, precision=jax.lax.Precision.HIGHEST)
+
+    def coordinates(size: int) -> np.ndarray:
+        # In float64: in float32, as `jax.image.resize` has them, pixels of a 511 pixel image move by 2e-5 of 255.
+        return np.maximum((np.arange(SIZE) + 0.5) * size / SIZE - 0.5, 0)
+
+    return _interpolate(images, coordinates)
 
 
 def pil_bicubic(images: jax.Array) -> jax.Array:
@@ -102,14 +110,19 @@ def network_input(images: jax.Array, resize: ResizeRule, scale: ScaleRule) -> ja
     return (pixels - 128) / 128 if scale == "(x-128)/128" else pixels / 127.5 - 1
 
 
-def _interpolate(x: jax.Array, axis: int) -> jax.Array:
-    size = x.shape[axis]
-    if size == SIZE:
-        return x
-    # In NumPy, so that the compiler cannot round the coordinates otherwise.
-    coordinate = np.arange(SIZE, dtype=np.float32) * np.float32(size / SIZE)
-    low = coordinate.astype(np.int32)
-    high = np.minimum(low + 1, size - 1)
-    fraction = np.expand_dims(coordinate - low.astype(np.float32), [i for i in range(x.ndim) if i != axis])
-    start = jnp.take(x, low, axis)
-    return start + (jnp.take(x, high, axis) - start) * fraction
+def _interpolate(x: jax.Array, coordinates: Callable[[int], np.ndarray]) -> jax.Array:
+    """Bilinear samples [B, 299, 299, C] of images [B, H, W, C] at the places ≥ 0 that `coordinates` gives of a length.
+
+    The coordinates are NumPy's, so that the compiler cannot round them otherwise.
+    """
+    for axis in (2, 1):  # horizontally first, as TensorFlow does
+        size = x.shape[axis]
+        if size == SIZE:
+            continue
+        coordinate = coordinates(size)  # [299]
+        low = coordinate.astype(np.int32)
+        high = np.minimum(low + 1, size - 1)
+        fraction = np.expand_dims((coordinate - low).astype(np.float32), [i for i in range(x.ndim) if i != axis])
+        start = jnp.take(x, low, axis)
+        x = start + (jnp.take(x, high, axis) - start) * fraction
+    return x

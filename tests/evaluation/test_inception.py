@@ -61,11 +61,11 @@ def test_the_preparation_of_pytorch_fid_equals_its_reference(golden_inception, i
     function, network, _ = taps
     prepare = jax.jit(network_input, static_argnums=(1, 2))
     for group in ("a", "b", "c", "d", "e"):
-        images = jnp.asarray(inception_images(group)[-1:])
-        ours = function(network, prepare(images, "half_pixel_bilinear", "x/127.5-1"))
-        for tap in ("768", "2048"):
-            want = golden_inception[f"ptfid_{group}_{tap}"][-1:]
-            np.testing.assert_allclose(ours[tap], want, rtol=0, atol=TOLERANCE)
+        for i, image in enumerate(inception_images(group)):
+            ours = function(network, prepare(jnp.asarray(image[None]), "half_pixel_bilinear", "x/127.5-1"))
+            for tap in ("768", "2048"):
+                want = golden_inception[f"ptfid_{group}_{tap}"][i : i + 1]
+                np.testing.assert_allclose(ours[tap], want, rtol=0, atol=TOLERANCE)
 
 
 def test_features_do_not_depend_on_batch_position_or_devices(inception_images, features, measured, inception):

@@ -32,6 +32,7 @@ def test_equals_the_reference(golden_metrics, golden_features, name):
     np.testing.assert_allclose(mean, stored[f"{name}_mu_y"], rtol=1e-13)
     if name == "small":
         np.testing.assert_allclose(covariance, stored["small_sigma_y"], atol=1e-15)
+        np.testing.assert_allclose(streamed(x, 7).finalise()[1], stored["small_sigma_x"], atol=1e-15)
     mean, covariance = streamed(x, 7).finalise()
     np.testing.assert_allclose(mean, stored[f"{name}_mu_x"], rtol=1e-13)
     np.testing.assert_allclose(covariance[:3], stored[f"{name}_trace_sigma_rows_x"], rtol=0, atol=1e-14)

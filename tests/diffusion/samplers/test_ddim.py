@@ -61,6 +61,9 @@ def test_reference_loops(golden, kit, name, clipped, eta):
     x, noise = kit.to_nhwc(data["in/x"]), kit.to_nhwc(data["in/noise"])
     expected = kit.to_nhwc(data[f"out/{name}/clip{clipped}/ddim_eta{eta}"])
     np.testing.assert_allclose(kit.walk(sampler, path, denoise, x, noise), expected[1:], rtol=0, atol=1e-8)
+    expected = kit.to_nhwc(data[f"out/f32/{name}/clip{clipped}/ddim_eta{eta}"])
+    found = kit.walk(sampler, path, denoise, x, noise, dtype=np.float32)
+    np.testing.assert_allclose(found, expected[1:], rtol=0, atol=1e-4 * max(1, expected.std()))
 
 
 @functools.cache
@@ -110,18 +113,26 @@ def test_latent_diffusion_sampler(golden, kit, name, steps):
     case = next(case for case in data["config"]["cases"] if case["name"] == name)
     path = DiscretePath(schedule="scaled_linear", beta_start=0.0015, beta_end=0.0195)
     sampler = DDIM(steps=steps, eta=case["eta"], grid="ldm", final="first")
-    with jax.enable_x64(True):
-        cond, null = (jax.numpy.asarray(data[f"in/{key}"]) for key in ("cond", "uncond"))
-        model = kit.reference_model(data["config"]["model"])
-        denoise = denoiser(ClassifierFreeGuidance(case.get("guidance", 1.0))(model, cond, null), Prediction())
-    times = sampler.times(path)
-    prefix = f"out/{name}/n{steps}/"
-    # The LDM code lists timesteps and alphas upwards.
+    times, prefix = sampler.times(path), f"out/{name}/n{steps}/"
+    # The LDM code lists timesteps, alphas and sigmas upwards.
     np.testing.assert_array_equal(path.point(times[:-1]).timestep, np.sort(data[prefix + "timesteps"])[::-1])
-    np.testing.assert_allclose(path.point(times).alpha[1:] ** 2, data[prefix + "ddim_alphas_prev"][::-1], rtol=1e-10)
+    alpha_bar = path.point(times).alpha ** 2
+    np.testing.assert_allclose(alpha_bar[:-1], data[prefix + "ddim_alphas"][::-1], rtol=1e-10)
+    np.testing.assert_allclose(alpha_bar[1:], data[prefix + "ddim_alphas_prev"][::-1], rtol=1e-10)
+    fresh = sampler.plan(path, times).noise
+    np.testing.assert_allclose(
+        np.zeros(steps) if fresh is None else fresh, data[prefix + "ddim_sigmas"][::-1], rtol=1e-10, atol=1e-12
+    )
     x, noise = kit.to_nhwc(data["in/x"]), kit.to_nhwc(data["in/noise"])
-    found = kit.walk(sampler, path, denoise, x, noise)
-    np.testing.assert_allclose(found, kit.to_nhwc(data[prefix + "x"])[1:], rtol=0, atol=1e-8)
+    for dtype, folder in ((np.float64, "out/"), (np.float32, "out/f32/")):
+        with jax.enable_x64(dtype == np.float64):
+            cond, null = (jax.numpy.asarray(data[f"in/{key}"], dtype) for key in ("cond", "uncond"))
+            model = kit.reference_model(data["config"]["model"])
+            denoise = denoiser(ClassifierFreeGuidance(case.get("guidance", 1.0))(model, cond, null), Prediction())
+        expected = kit.to_nhwc(data[f"{folder}{name}/n{steps}/x"])[1:]
+        tolerance = 1e-8 if dtype == np.float64 else 1e-4 * max(1, expected.std())
+        found = kit.walk(sampler, path, denoise, x, noise, dtype=dtype)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
 
 
 def test_temperature_scales_the_fresh_noise(kit):
@@ -143,11 +154,12 @@ def test_inversion_encodes_what_ddim_decodes(kit):
     assert abs(noise.std() - 1) < 0.3
 
 
+@pytest.mark.parametrize(("dtype", "folder"), [(np.float64, "out"), (np.float32, "out/f32")])
 @pytest.mark.parametrize("clipped", [0, 1])
 @pytest.mark.parametrize(
     "name", ["learned_range", "learned_range_respaced", "fixed_large", "fixed_small_xstart_cosine"]
 )
-def test_single_steps_of_the_reference(golden, kit, name, clipped):
+def test_single_steps_of_the_reference(golden, kit, name, clipped, dtype, folder):
     """One step down with η = 0 and 1, and one step up, at t = 0, 1, 5 and the last."""
     data = golden("gd_steps")
     case = next(case for case in data["config"]["cases"] if case["name"] == name)
@@ -158,21 +170,26 @@ def test_single_steps_of_the_reference(golden, kit, name, clipped):
     )
     denoise = kit.golden_denoise(data["config"], prediction, clipped)
     x, noise = kit.to_nhwc(data["in/x"]), kit.to_nhwc(data["in/noise"])
+
+    def compare(found, key, b):
+        expected = kit.to_nhwc(data[f"{folder}/{name}/clip{clipped}/{key}"])[b : b + 1]
+        largest = np.abs(expected).max()
+        tolerance = 1e-8 + 1e-11 * largest if dtype == np.float64 else 1e-4 * largest
+        np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance, err_msg=key)
+
     for b, t in enumerate(np.array(data["config"]["t"]) % path.chain_length):
         down = np.array([t + 1, t]) / path.chain_length
-        prefix = f"out/{name}/clip{clipped}/"
+        start, fresh = x[b : b + 1], noise[None, b : b + 1]
         for eta in (0.0, 1.0):
-            found = kit.walk(DDIM(eta=eta), path, denoise, x[b : b + 1], noise[None, b : b + 1], times=down)[0]
-            expected = kit.to_nhwc(data[f"{prefix}ddim_sample/eta{eta}"])[b : b + 1]
-            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-8 + 1e-11 * np.abs(expected).max())
+            found = kit.walk(DDIM(eta=eta), path, denoise, start, fresh, down, dtype)[0]
+            compare(found, f"ddim_sample/eta{eta}", b)
         if t < path.chain_length - 1:
             up = np.array([t + 1, t + 2]) / path.chain_length
-            found = kit.walk(DDIMInversion(), path, denoise, x[b : b + 1], times=up)[0]
+            found = kit.walk(DDIMInversion(), path, denoise, start, times=up, dtype=dtype)[0]
         else:  # beyond the last timestep the reference takes ᾱ = 0, where ε̂ is all that is left
-            with jax.enable_x64(True):
-                found = denoise(jax.numpy.asarray(x[b : b + 1]), path.point(down[0])).epsilon
-        expected = kit.to_nhwc(data[prefix + "ddim_reverse_sample"])[b : b + 1]
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-8 + 1e-11 * np.abs(expected).max())
+            with jax.enable_x64(dtype == np.float64):
+                found = denoise(jax.numpy.asarray(start, dtype), path.point(jax.numpy.asarray(down[0], dtype))).epsilon
+        compare(found, "ddim_reverse_sample", b)
 
 
 def test_bad_requests():

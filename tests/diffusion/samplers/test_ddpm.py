@@ -128,21 +128,26 @@ def test_diffusers_scheduler(golden, kit, name, steps):
     sampler = DDPM(steps=steps, grid=case.get("timestep_spacing", "leading"))
     denoise = kit.golden_denoise(data["config"], prediction, case["clip_sample"])
     x, noise = kit.to_nhwc(data["in/x"]), kit.to_nhwc(data["in/noise"])
-    expected = kit.to_nhwc(data[f"out/{name}/n{steps}/x"])[1:]
-    found = kit.walk(sampler, path, denoise, x, noise)
-    if name.endswith("trailing"):
-        # diffusers leaves the noise out at timestep 0 only, which a trailing grid never visits.
-        beta = 1 - path.alpha_bar[np.round(sampler.times(path)[-2] * 1000).astype(int) - 1]
-        found = np.append(found[:-1], found[-1:] + np.sqrt(beta) * noise[steps - 1], axis=0)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-8)
+    times = sampler.times(path)
+    np.testing.assert_array_equal(path.point(times[:-1]).timestep, data[f"out/{name}/n{steps}/timesteps"])
+    for dtype, folder in ((np.float64, "out"), (np.float32, "out/f32")):
+        expected = kit.to_nhwc(data[f"{folder}/{name}/n{steps}/x"])[1:]
+        found = kit.walk(sampler, path, denoise, x, noise, dtype=dtype)
+        if name.endswith("trailing"):
+            # diffusers leaves the noise out at timestep 0 only, which a trailing grid never visits.
+            beta = 1 - path.alpha_bar[np.round(times[-2] * 1000).astype(int) - 1]
+            found = np.append(found[:-1], found[-1:] + np.sqrt(beta) * noise[steps - 1], axis=0)
+        tolerance = 1e-8 if dtype == np.float64 else 1e-4 * max(1, expected.std())
+        np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
 
 
 STEP_CASES = ("learned_range", "learned_range_respaced", "fixed_large", "fixed_small_xstart_cosine")
 
 
+@pytest.mark.parametrize(("dtype", "folder"), [(np.float64, "out"), (np.float32, "out/f32")])
 @pytest.mark.parametrize("clipped", [0, 1])
 @pytest.mark.parametrize("name", STEP_CASES)
-def test_single_steps(golden, kit, name, clipped):
+def test_single_steps(golden, kit, name, clipped, dtype, folder):
     """p_mean_variance, the posterior and one ancestral step at t = 0, 1, 5 and the last."""
     data = golden("gd_steps")
     case = next(case for case in data["config"]["cases"] if case["name"] == name)
@@ -153,10 +158,10 @@ def test_single_steps(golden, kit, name, clipped):
         "x0" if case["predict_xstart"] else "epsilon", "learned_range" if case["learn_sigma"] else fixed
     )
     denoise = kit.golden_denoise(data["config"], prediction, clipped)
-    with jax.enable_x64(True):
-        x, noise, x0 = (jnp.asarray(kit.to_nhwc(data[f"in/{key}"])) for key in ("x", "noise", "x_start"))
+    with jax.enable_x64(dtype == np.float64):
+        x, noise, x0 = (jnp.asarray(kit.to_nhwc(data[f"in/{key}"]), dtype) for key in ("x", "noise", "x_start"))
         n = np.array(data["config"]["t"]) % path.chain_length
-        time = jnp.asarray((n + 1) / path.chain_length)
+        time = jnp.asarray((n + 1) / path.chain_length, dtype)
 
         def evaluate(x):
             step = align(path.transition(time), x)
@@ -164,12 +169,14 @@ def test_single_steps(golden, kit, name, clipped):
             found = denoise(x, path.point(time)._replace(transition=path.transition(time)))
             mean = step.x0_weight * found.x0 + step.x_weight * x
             spread = jnp.exp(0.5 * found.log_variance)
-            # The stored log-variance is clipped at n = 0; the posterior variance itself is 0 there.
+            # The stored log-variance is clipped at n = 0; the posterior variance itself, the small one, is 0 there.
+            small = float(prediction.variance == "fixed_small")
             q_log_variance = jnp.broadcast_to(step.log_variance_min, x.shape)
             prefix = f"clip{clipped}/"
             return {
                 prefix + "p_mean_variance/mean": mean,
                 prefix + "p_mean_variance/log_variance": jnp.broadcast_to(found.log_variance, x.shape),
+                prefix + "p_mean_variance/variance": jnp.broadcast_to(spread**2 * (1 - small * step.to_data), x.shape),
                 prefix + "p_mean_variance/pred_xstart": found.x0,
                 prefix + "p_sample": mean + (1 - step.to_data) * spread * noise,
                 "q_posterior/mean": step.x0_weight * x0 + step.x_weight * x,
@@ -177,12 +184,15 @@ def test_single_steps(golden, kit, name, clipped):
                 "q_posterior/variance": jnp.exp(q_log_variance) * (1 - step.to_data),
                 "q_mean_variance/mean": point.alpha * x0,
                 "q_mean_variance/variance": jnp.broadcast_to(point.sigma**2, x.shape),
+                "q_mean_variance/log_variance": jnp.broadcast_to(2 * jnp.log(point.sigma), x.shape),
             }
 
-        for key, found in jax.jit(evaluate)(x).items():
-            expected = kit.to_nhwc(data[f"out/{name}/{key}"])
-            tolerance = 1e-8 + 1e-11 * np.abs(expected).max()
-            np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance, err_msg=key)
+        found = jax.jit(evaluate)(x)
+    for key, value in found.items():
+        expected = kit.to_nhwc(data[f"{folder}/{name}/{key}"])
+        largest = np.abs(expected).max()
+        tolerance = 1e-8 + 1e-11 * largest if dtype == np.float64 else 1e-4 * largest
+        np.testing.assert_allclose(value, expected, rtol=0, atol=tolerance, err_msg=key)
 
 
 def test_bad_requests():

@@ -64,14 +64,22 @@ def test_latent_diffusion_sampler(golden, kit, name, steps):
     case = next(case for case in data["config"]["cases"] if case["name"] == name)
     path = DiscretePath(schedule="scaled_linear", beta_start=0.0015, beta_end=0.0195)
     sampler = PLMS(steps=steps, grid="ldm", final="first")
-    with jax.enable_x64(True):
-        cond, null = (jnp.asarray(data[f"in/{key}"]) for key in ("cond", "uncond"))
-        model = kit.reference_model(data["config"]["model"])
-        denoise = denoiser(ClassifierFreeGuidance(case.get("guidance", 1.0))(model, cond, null), Prediction())
-    found = kit.walk(sampler, path, denoise, kit.to_nhwc(data["in/x"]))
-    # The first of our rows is the trial step, which the LDM code does not record.
-    expected = kit.to_nhwc(data[f"out/{name}/n{steps}/x"])[1:]
-    np.testing.assert_allclose(found[1:], expected, rtol=0, atol=1e-8)
+    times, prefix = sampler.times(path), f"out/{name}/n{steps}/"
+    alpha_bar = path.point(times).alpha ** 2
+    np.testing.assert_array_equal(path.point(times[:-1]).timestep, np.sort(data[prefix + "timesteps"])[::-1])
+    np.testing.assert_allclose(alpha_bar[:-1], data[prefix + "ddim_alphas"][::-1], rtol=1e-10)
+    np.testing.assert_allclose(alpha_bar[1:], data[prefix + "ddim_alphas_prev"][::-1], rtol=1e-10)
+    assert np.all(data[prefix + "ddim_sigmas"] == 0) and sampler.plan(path, times).noise is None
+    for dtype, folder in ((np.float64, "out/"), (np.float32, "out/f32/")):
+        with jax.enable_x64(dtype == np.float64):
+            cond, null = (jnp.asarray(data[f"in/{key}"], dtype) for key in ("cond", "uncond"))
+            model = kit.reference_model(data["config"]["model"])
+            denoise = denoiser(ClassifierFreeGuidance(case.get("guidance", 1.0))(model, cond, null), Prediction())
+        found = kit.walk(sampler, path, denoise, kit.to_nhwc(data["in/x"]), dtype=dtype)
+        # The first of our rows is the trial step, which the LDM code does not record.
+        expected = kit.to_nhwc(data[f"{folder}{name}/n{steps}/x"])[1:]
+        tolerance = 1e-8 if dtype == np.float64 else 1e-4 * max(1, expected.std())
+        np.testing.assert_allclose(found[1:], expected, rtol=0, atol=tolerance)
 
 
 def test_bad_options():

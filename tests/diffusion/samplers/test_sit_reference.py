@@ -1,5 +1,6 @@
 """The numbers of the SiT code, whose time runs from noise to data."""
 
+import dataclasses
 import functools
 
 import jax
@@ -10,9 +11,11 @@ import pytest
 from diffusion_jax.diffusion.denoiser import conditional, denoiser, reversed_time
 from diffusion_jax.diffusion.losses import FlowMatchingLoss
 from diffusion_jax.diffusion.losses.base import noised
+from diffusion_jax.diffusion.ode import dopri5
 from diffusion_jax.diffusion.paths import GVPPath, LinearPath, VPPath
 from diffusion_jax.diffusion.predictions import Prediction
 from diffusion_jax.diffusion.samplers import RK45, InterpolantSDE, ProbabilityFlow
+from diffusion_jax.diffusion.samplers.adaptive import path_velocity
 
 PATHS = {"Linear": LinearPath, "GVP": GVPPath, "VP": VPPath}
 
@@ -110,26 +113,30 @@ def test_losses_of_the_reference(golden, kit, path_name, prediction, weight):
         x0, epsilon = (jnp.asarray(kit.to_nhwc(data[key])) for key in ("in/x1", "in/x0"))
         time = jnp.asarray(1 - (low + (high - low) * data["in/uniform"]))
         evaluate = jax.jit(lambda x0, e, t: loss.at(model, path, Prediction(KINDS[prediction]), x0, None, t, e)[0])
+        point = path.point(time)
+        output = model(noised(x0, epsilon, point), point.timestep, None)
         found = evaluate(x0, epsilon, time)
+    expected = kit.to_nhwc(data[f"out/losses/{path_name}_{prediction}_{weight}/pred"])
+    # Velocities change their sign with the direction of time.
+    np.testing.assert_allclose(-output if prediction == "velocity" else output, expected, rtol=0, atol=1e-8)
     expected = data[f"out/losses/{path_name}_{prediction}_{weight}/loss"]
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-8)
 
 
-@pytest.mark.parametrize(("path_name", "prediction"), [(p, k) for p in PATHS for k in KINDS])
-def test_intervals_of_the_reference(golden, path_name, prediction):
+@pytest.mark.parametrize(("path_name", "prediction", "weight"), LOSS_CASES)
+def test_intervals_of_the_reference(golden, path_name, prediction, weight):
     data = golden("sit_transport")
-    path, _ = sit_parts(golden, path_name, prediction)
-    key = f"out/interval/{path_name}_{prediction}_None/eval1_sde{{}}_reverse{{}}"
-    for reverse in (0, 1):
+    sampling, _ = sit_parts(golden, path_name, prediction)
+    # In SiT the interval of training is another one than that of sampling on the VP path only.
+    training = dataclasses.replace(sampling, time_min=sampling.train_time_min)
+    for evaluated, path in enumerate((training, sampling)):
         ode = ProbabilityFlow(steps=4, final="none").times(path)[[0, -1]]
         sde = InterpolantSDE(steps=4, last_step_size=0.04).times(path)[[0, -2]]
         for stochastic, ends in enumerate((ode, sde)):
-            expected = data[key.format(stochastic, reverse)]
+            key = f"out/interval/{path_name}_{prediction}_{weight}/eval{evaluated}_sde{stochastic}_reverse"
+            np.testing.assert_allclose(1 - ends, data[key + "0"], rtol=1e-12)
             # Reversed runs, given in SiT's time too, go the other way on the same interval.
-            ours = 1 - ends if not reverse else ends
-            np.testing.assert_allclose(ours, expected, rtol=1e-12)
-    training = data[key.replace("eval1", "eval0").format(0, 0)]
-    np.testing.assert_allclose([1 - path.time_max, 1 - path.train_time_min], training, rtol=1e-12)
+            np.testing.assert_allclose(ends, data[key + "1"], rtol=1e-12)
 
 
 @functools.cache
@@ -203,6 +210,18 @@ def test_adaptive_ode_of_the_reference(golden, kit):
         x = jnp.asarray(kit.to_nhwc(data["in/x"]))
         sampler = RK45(rtol=1e-9, atol=1e-9)
         found = jax.jit(lambda x: sampler.walk(path, denoise, x, lambda step, stage: x)[0])(x)
-    for steps in (10, 20):
-        expected = kit.to_nhwc(data[f"out/ode/Linear_dopri5/n{steps}/x"])[-1]
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+        @jax.jit
+        def leg(x, start, end):
+            def velocity(x, share):
+                return (end - start) * path_velocity(path, denoise, x, start + (end - start) * share)
+
+            return dopri5(velocity, x, 0.0, 1.0, 1e-9, 1e-9).y
+
+        for steps in (10, 20):
+            expected = kit.to_nhwc(data[f"out/ode/Linear_dopri5/n{steps}/x"])
+            np.testing.assert_allclose(found, expected[-1], rtol=0, atol=1e-6)
+            state, times = x, np.linspace(1, 0, steps)
+            for start, end, there in zip(times[:-1], times[1:], expected[1:], strict=True):
+                state = leg(state, start, end)
+                np.testing.assert_allclose(state, there, rtol=0, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Lists the samplers with their order, network calls per step and options.
+"""Lists the samplers with their order, network calls, what they are for, what they are and their options.
 
     diffusion-jax samplers
 
@@ -21,9 +21,9 @@ def run(values: flags.FlagValues) -> None:
     from diffusion_jax.diffusion.samplers import SAMPLERS
     from diffusion_jax.training.system import SCHEMA
 
-    print(f"{'name':<22}{'order':<16}{'calls per step':<26}what it is")
+    print(f"{'name':<22}{'order':<16}{'calls of N steps':<26}for")
     for name, sampler in SAMPLERS.items():
-        lines = inspect.cleandoc(sampler.__doc__ or "").splitlines()
-        print(f"{name:<22}{sampler.order:<16}{sampler.calls:<26}{lines[0]}")  # type: ignore[attr-defined]
+        print(f"{name:<22}{sampler.order:<16}{sampler.calls:<26}{sampler.purpose}")  # type: ignore[attr-defined]
+        print(" " * 22 + inspect.cleandoc(sampler.__doc__ or "").splitlines()[0])
         options = SCHEMA["sampler"].options(sampler)
         print(" " * 22 + ", ".join(f"{key}={option.default!r}" for key, option in options.items()))

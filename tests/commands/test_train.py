@@ -150,10 +150,11 @@ def test_help_of_every_command(command_line):
         assert f"diffusion-jax {name}" in text and "--" in text
 
 
-def test_every_sampler_is_listed_with_its_options(command_line):
+def test_every_sampler_is_listed_with_what_it_is_for_and_its_options(command_line):
     out, _ = command_line.run("samplers")
     for name, sampler in SAMPLERS.items():
-        assert any(line.startswith(f"{name} ") and sampler.order in line for line in out.splitlines())
+        (line,) = [line for line in out.splitlines() if line.startswith(f"{name} ")]
+        assert sampler.order in line and sampler.calls in line and line.endswith(sampler.purpose)
     assert "eta=0.0" in out and "solver_order=2" in out
 
 

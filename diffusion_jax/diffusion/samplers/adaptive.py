@@ -38,6 +38,7 @@ class AdaptiveSampler:
     name: ClassVar[str]
     order: ClassVar[str]
     calls: ClassVar[str] = "as needed"
+    purpose: ClassVar[str]
 
     def __post_init__(self):
         if self.rtol <= 0 or self.atol <= 0:
@@ -87,6 +88,7 @@ class RK45(AdaptiveSampler):
 
     name: ClassVar[str] = "rk45"
     order: ClassVar[str] = "5"
+    purpose: ClassVar[str] = "the reference solution of the ODE; a tolerance in place of a number of steps"
 
     def integrate(self, path: Path, denoise: Denoise, x: Array, start: float, end: float) -> Array:
         def velocity(x: Array, time: Array) -> Array:
@@ -113,6 +115,7 @@ class AdaptiveDPMSolver(AdaptiveSampler):
 
     name: ClassVar[str] = "adaptive_dpm_solver"
     order: ClassVar[str] = "2, 3"
+    purpose: ClassVar[str] = "a tolerance in place of a number of steps, in few calls"
 
     def __post_init__(self):
         super().__post_init__()

@@ -30,11 +30,13 @@ class Sampler(Protocol):
       name: the key of the sampler in `SAMPLERS`.
       order: its order of convergence.
       calls: network calls of N steps.
+      purpose: what it is for.
     """
 
     name: ClassVar[str]
     order: ClassVar[str]
     calls: ClassVar[str]
+    purpose: ClassVar[str]
 
     def times(self, path: Path) -> np.ndarray:
         """The nodes visited, float64; the first is where sampling starts, the last where it ends."""
@@ -79,6 +81,7 @@ class GridSampler:
     name: ClassVar[str]
     order: ClassVar[str]
     calls: ClassVar[str]
+    purpose: ClassVar[str]
     # the default grid on a discrete and on a continuous path
     default_grids: ClassVar[tuple[str, str]] = ("trailing", "time")
     # whether the step itself adds the gradient of a classifier

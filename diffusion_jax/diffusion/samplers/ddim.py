@@ -30,6 +30,7 @@ class DDIM(GeneralLinear):
     name: ClassVar[str] = "ddim"
     order: ClassVar[str] = "1"
     calls: ClassVar[str] = "N"
+    purpose: ClassVar[str] = "deterministic images in about 50 steps; the decoder of ddim_inversion"
 
     def __post_init__(self):
         super().__post_init__()
@@ -62,6 +63,7 @@ class DDIMInversion(GeneralLinear):
     name: ClassVar[str] = "ddim_inversion"
     order: ClassVar[str] = "1"
     calls: ClassVar[str] = "N"
+    purpose: ClassVar[str] = "encoding data into the noise that ddim decodes"
     default_grids: ClassVar[tuple[str, str]] = ("linspace", "time")
 
     def times(self, path: Path) -> np.ndarray:

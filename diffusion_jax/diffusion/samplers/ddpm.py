@@ -40,6 +40,7 @@ class DDPM(GridSampler):
     name: ClassVar[str] = "ddpm"
     order: ClassVar[str] = "1 (weak)"
     calls: ClassVar[str] = "N"
+    purpose: ClassVar[str] = "DiT's 250 steps; learned variances; classifier guidance as in ADM"
     uses_gradient: ClassVar[bool] = True
     default_grids: ClassVar[tuple[str, str]] = ("adm", "time")
 

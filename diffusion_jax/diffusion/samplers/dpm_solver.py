@@ -88,6 +88,7 @@ class DPMSolver(GeneralLinear):
     name: ClassVar[str] = "dpm_solver"
     order: ClassVar[str] = "1, 2, 3"
     calls: ClassVar[str] = "N, 2N, 3N"
+    purpose: ClassVar[str] = "high order without memory; from about 10 to 20 calls"
     default_grids: ClassVar[tuple[str, str]] = ("log_snr", "log_snr")
 
     def __post_init__(self):

@@ -76,6 +76,7 @@ class DPMSolverMultistep(GeneralLinear):
     name: ClassVar[str] = "dpm_solver_multistep"
     order: ClassVar[str] = "1, 2, 3"
     calls: ClassVar[str] = "N"
+    purpose: ClassVar[str] = "the usual choice at 15 to 30 calls, guided or not"
     default_grids: ClassVar[tuple[str, str]] = ("log_snr", "log_snr")
 
     def __post_init__(self):
@@ -121,6 +122,7 @@ class SDEDPMSolver(GeneralLinear):
     name: ClassVar[str] = "sde_dpm_solver"
     order: ClassVar[str] = "1, 2 (weak)"
     calls: ClassVar[str] = "N"
+    purpose: ClassVar[str] = "fresh noise with few steps; from about 25"
     default_grids: ClassVar[tuple[str, str]] = ("log_snr", "log_snr")
 
     def __post_init__(self):

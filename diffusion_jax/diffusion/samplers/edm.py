@@ -51,6 +51,7 @@ class EDM(GeneralLinear):
     name: ClassVar[str] = "edm"
     order: ClassVar[str] = "2 (euler: 1)"
     calls: ClassVar[str] = "2N − 1 (euler: N)"
+    purpose: ClassVar[str] = "EDM and EDM2, with churn; any path"
     default_grids: ClassVar[tuple[str, str]] = ("karras", "karras")
 
     def __post_init__(self):

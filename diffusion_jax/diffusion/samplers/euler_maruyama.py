@@ -29,6 +29,7 @@ class EulerMaruyama(GeneralLinear):
     name: ClassVar[str] = "euler_maruyama"
     order: ClassVar[str] = "1 (weak)"
     calls: ClassVar[str] = "N"
+    purpose: ClassVar[str] = "the reverse SDE in 1000 steps: U-ViT, IU-ViT, ASCEND"
     default_grids: ClassVar[tuple[str, str]] = ("time", "time")
 
     def plan(self, path: Path, times: np.ndarray) -> Rows:

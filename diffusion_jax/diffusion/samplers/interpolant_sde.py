@@ -55,6 +55,7 @@ class InterpolantSDE(GeneralLinear):
     name: ClassVar[str] = "interpolant_sde"
     order: ClassVar[str] = "1 (weak)"
     calls: ClassVar[str] = "N (heun: 2N − 1)"
+    purpose: ClassVar[str] = "SiT's SDE with every w(t)"
     default_grids: ClassVar[tuple[str, str]] = ("time", "time")
 
     def __post_init__(self):

@@ -47,6 +47,7 @@ class PLMS(GeneralLinear):
     name: ClassVar[str] = "plms"
     order: ClassVar[str] = "2"
     calls: ClassVar[str] = "N + 1"
+    purpose: ClassVar[str] = "LDM's text-to-image release; from about 20 steps"
 
     def __post_init__(self):
         super().__post_init__()

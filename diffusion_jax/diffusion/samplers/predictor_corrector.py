@@ -71,6 +71,7 @@ class PredictorCorrector(GridSampler):
     name: ClassVar[str] = "predictor_corrector"
     order: ClassVar[str] = "1 (weak)"
     calls: ClassVar[str] = "N (1 + corrector_steps)"
+    purpose: ClassVar[str] = "NCSN++ on the ve path"
     default_grids: ClassVar[tuple[str, str]] = ("time", "time")
 
     def __post_init__(self):

@@ -38,6 +38,7 @@ class ProbabilityFlow(GeneralLinear):
     name: ClassVar[str] = "probability_flow"
     order: ClassVar[str] = "1, 2, 4"
     calls: ClassVar[str] = "N, 2N, 4N"
+    purpose: ClassVar[str] = "flow models: rectified flow, SiT's ODE"
     default_grids: ClassVar[tuple[str, str]] = ("time", "time")
 
     def __post_init__(self):

@@ -23,6 +23,7 @@ class Renoise(GeneralLinear):
     name: ClassVar[str] = "renoise"
     order: ClassVar[str] = "0"
     calls: ClassVar[str] = "N"
+    purpose: ClassVar[str] = "consistency and flow-map models"
 
     def plan(self, path: Path, times: np.ndarray) -> Rows:
         grid = points(path, times)

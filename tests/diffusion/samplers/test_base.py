@@ -89,7 +89,7 @@ def test_one_loop_in_the_program(name):
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_is_described(name):
     sampler = SAMPLERS[name]
-    assert sampler.name == name and sampler.order and sampler.calls
+    assert sampler.name == name and sampler.order and sampler.calls and sampler.purpose
     assert "rder" in sampler.__doc__ and "call" in sampler.__doc__
 
 

@@ -241,6 +241,12 @@ class System:
         self.sampler = self.build("sampler")
         self.guidance = self.build("guidance")
         check_sampling(self.sampler, self.path, self.prediction)
+        first, last = self.sampler.times(self.path)[[0, -1]]
+        if first < last:
+            raise UserError(
+                f"sampler '{config.sampler.name}' walks from data to noise and samples are drawn from noise: take "
+                "another for sampler.name, such as 'ddim'"
+            )
         self.conditioner: Conditioner = self.build("conditioner", num_classes=facts.num_classes)
         if self.guidance.cfg_scale != 1 and not self.conditioner.has_null:
             raise UserError(

@@ -84,11 +84,13 @@ def test_what_is_asked_for_changes_the_samples(command_line, run, samples, tmp_p
         (["--guide-workdir=/nowhere"], "there is no run"),
         (["--classifier-workdir=RUN"], "that run trained a generator; name it as --guide-workdir"),
         (["--sampler=dim"], "did you mean 'ddim'"),
+        (["--sampler=ddim_inversion"], "walks from data to noise and samples are drawn from noise"),
+        (["--sampler=ddpm", "--config.sampler.grid=ddim", "--steps=37"], "use 36 or 38, or grid 'linspace'"),
         (["--config.model.depth=3"], "a trained model's config is fixed but for sampler, guidance, sample"),
         (["--config.sampler.ets=1"], "sampler 'ddim' has no key 'ets'; did you mean 'eta'?"),
         (["--labels=0-12"], "this model's classes are 0 to 9"),
         (["--step=17"], "there are 1, 2"),
-        (["--steps=2000", "--sampler=ddpm"], "2000"),
+        (["--steps=2000", "--sampler=ddpm"], "2000 is outside 1…1000, the timesteps that the path was trained on"),
     ],
 )
 def test_mistakes_are_one_line(command_line, run, tmp_path, arguments, message):

@@ -205,6 +205,21 @@ def test_classifiers_and_generators_are_not_confused(system):
         changed(system, "sample.transform=codebook")
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("conditioner.label_drop=0",), "needs a null condition and conditioner 'class' as configured trains none"),
+        (("path.name=linear",), "kind 'epsilon' says nothing about the data"),
+        (("sampler.eta=0", "sampler.grid=ddim", "sampler.steps=37"), "use 36 or 38"),
+        (("sampler.steps=1001",), "1001 is outside 1…1000, the timesteps that the path was trained on"),
+        (("sampler.name=ddim_inversion",), "walks from data to noise and samples are drawn from noise"),
+    ],
+)
+def test_what_cannot_be_sampled_fails_when_the_run_is_set_up(system, overrides, message):
+    with pytest.raises(UserError, match=message):
+        changed(system, *overrides)
+
+
 def test_predicted_data_can_snap_to_the_codebook(system):
     tiny = (
         "preset=vq-f8",

@@ -5,7 +5,7 @@ import pytest
 
 from diffusion_jax.diffusion.losses.base import noised
 from diffusion_jax.diffusion.paths import PATHS, DiscretePath
-from diffusion_jax.diffusion.point import Transition
+from diffusion_jax.diffusion.point import Transition, align
 from diffusion_jax.diffusion.predictions import Prediction
 from diffusion_jax.errors import UserError
 
@@ -26,6 +26,46 @@ def test_target_gives_back_data_and_noise(kind, path_name):
     x, target = noised(x0, epsilon, point), prediction.target(x0, epsilon, point)
     np.testing.assert_allclose(prediction.to_x0(target, x, point), x0, atol=1e-9)
     np.testing.assert_allclose(prediction.to_epsilon(target, x, point), epsilon, atol=1e-9)
+
+
+@pytest.mark.parametrize("path_name", PATHS)
+def test_table_of_conversions(path_name):
+    """Each kind from each other one at the same x, by the formula that leads there directly."""
+    x0, epsilon = draw()
+    point = PATHS[path_name]().point(np.array([0.1, 0.5, 0.9]))
+    at = align(point, x0)
+    a, s, a_dot, s_dot, delta = at.alpha, at.sigma, at.alpha_dot, at.sigma_dot, at.delta
+    x = a * x0 + s * epsilon
+    table = {
+        "x0": {
+            "epsilon": lambda m: (x - a * m) / s,
+            "score": lambda m: (a * m - x) / s**2,
+            "velocity": lambda m: s_dot / s * x - delta / s * m,
+        },
+        "epsilon": {
+            "x0": lambda m: (x - s * m) / a,
+            "score": lambda m: -m / s,
+            "velocity": lambda m: a_dot / a * x + delta / a * m,
+        },
+        "score": {
+            "x0": lambda m: (x + s**2 * m) / a,
+            "epsilon": lambda m: -s * m,
+            "velocity": lambda m: a_dot / a * x - s * delta / a * m,
+        },
+        "velocity": {
+            "x0": lambda m: (s_dot * x - s * m) / delta,
+            "epsilon": lambda m: (a * m - a_dot * x) / delta,
+            "score": lambda m: -(a * m - a_dot * x) / delta / s,
+        },
+    }
+    rng = np.random.default_rng(1)
+    for kind, conversions in table.items():
+        output = rng.normal(size=x.shape)  # any output, not only a right one
+        given = Prediction(kind)
+        data, noise = given.to_x0(output, x, point), given.to_epsilon(output, x, point)
+        for other, formula in conversions.items():
+            found = Prediction(other).target(data, noise, point)
+            np.testing.assert_allclose(found, formula(output), rtol=1e-9, atol=1e-9, err_msg=f"{kind} to {other}")
 
 
 def test_definitions():

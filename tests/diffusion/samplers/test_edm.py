@@ -29,6 +29,14 @@ def test_moments_on_gaussian_data(kit):
         np.testing.assert_allclose(kit.gaussian_moments(sampler, PATH, kit.gaussian())[1], std, rtol=0, atol=6e-7)
 
 
+def test_exact_moments(kit):
+    """The ODE carries N(0, 80²) to a law whose mean lags behind that of the data."""
+    share = 0.25 / np.sqrt(0.25**2 + 80**2)
+    np.testing.assert_allclose([0.5 - 0.5 * share, 80 * share], [0.498438, 0.249999], rtol=0, atol=6e-7)
+    mean, std = kit.gaussian_moments(EDM(steps=512, kappa_min=0.002), PATH, kit.gaussian())
+    np.testing.assert_allclose([mean, std], [0.498438, 0.249999], rtol=0, atol=3e-5)
+
+
 def test_heun_has_second_order(kit):
     exact = 0.249999
     errors = [

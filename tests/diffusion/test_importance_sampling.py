@@ -1,3 +1,14 @@
+"""Importance sampling of timesteps.
+
+Run as a program, `test_importance_sampling.py HOST:PORT NUMBER`, this file is one of two processes.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +19,7 @@ from diffusion_jax.diffusion.paths import DiscretePath
 from diffusion_jax.errors import UserError
 
 PATH = DiscretePath(num_timesteps=8, schedule="cosine")
-TIME = jnp.arange(1, 9, dtype=jnp.float32) / 8
+TIME = np.arange(1, 9, dtype=np.float32) / 8  # of NumPy: a process joins the others before it uses JAX
 
 
 def warm(law, loss, rounds=10):
@@ -66,6 +77,58 @@ def test_sharded_losses_give_the_same_history():
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
+def test_two_processes_remember_the_losses_of_both():
+    """Each process has the losses of its own devices; both end with the history that one process has."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, __file__, address, str(number)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    want = two_rounds(np.arange(len(TIME)), jax.devices()[:1])
+    try:
+        for process in started:
+            out, error = process.communicate()
+            assert process.returncode == 0, error
+            assert json.loads(out.splitlines()[-1]) == want
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
+    assert want[1] == [2] * len(TIME)
+
+
+def two_rounds(rows, devices):
+    """Losses and counts of the history after two batches of which this process has `rows`, and what is then drawn."""
+    law = LossSecondMoment(history=2)
+    split, whole = (
+        jax.sharding.NamedSharding(jax.sharding.Mesh(np.array(devices), ("data",)), jax.sharding.PartitionSpec(*axes))
+        for axes in (("data",), ())
+    )
+    update = jax.jit(law.update, out_shardings=whole)
+    state = jax.device_put(law.init(PATH), whole)
+    for factor in (1, 3):
+        values = (TIME[rows], factor * np.arange(1.0, 9.0, dtype=np.float32)[rows])
+        state = update(state, *(jax.make_array_from_process_local_data(split, value) for value in values))
+    time, weight = jax.jit(law.draw, out_shardings=whole)(state, jax.random.key(0), jnp.arange(8))
+    return [leaf.tolist() for leaf in (*state, time, weight)]
+
+
+def main() -> None:
+    """Prints the history that this process has, beside the other process."""
+    number = int(sys.argv[2])
+    jax.distributed.initialize(sys.argv[1], 2, number)
+    print(json.dumps(two_rounds(np.arange(4 * number, 4 * number + 4), jax.devices())))
+
+
 def test_draws_depend_on_the_sample_alone():
     law = LossSecondMoment()
     state = law.init(PATH)
@@ -77,3 +140,7 @@ def test_draws_depend_on_the_sample_alone():
 def test_bad_options():
     with pytest.raises(UserError, match="need history ≥ 1"):
         LossSecondMoment(history=0)
+
+
+if __name__ == "__main__":
+    main()

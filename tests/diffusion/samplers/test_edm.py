@@ -45,11 +45,24 @@ def test_heun_has_second_order(kit):
     np.testing.assert_allclose(np.log2(np.array(errors[:-1]) / errors[1:]), 2, atol=0.15)
 
 
-@pytest.mark.parametrize(("s_noise", "std"), [(1.003, 0.25133), (1.0, 0.250578)])
-def test_churn(kit, s_noise, std):
+@pytest.mark.parametrize(("s_noise", "std", "digit"), [(1.003, 0.25133, 1e-5), (1.0, 0.250578, 1e-6)])
+def test_churn(kit, s_noise, std, digit):
     sampler = EDM(steps=256, kappa_min=0.002, s_churn=40, s_min=0.05, s_max=50, s_noise=s_noise)
     found = kit.gaussian_moments(sampler, PATH, kit.gaussian())
-    np.testing.assert_allclose(found, [0.5, std], rtol=0, atol=6e-6)
+    np.testing.assert_allclose(found, [0.5, std], rtol=0, atol=0.6 * digit)
+
+
+@pytest.mark.parametrize("s_churn", [4.0, 1000.0])
+def test_how_far_churn_goes(s_churn):
+    """Levels between s_min and s_max rise by 1 + γ, γ = min(s_churn/N, √2 − 1), the others not at all."""
+    sampler = EDM(steps=20, kappa_min=0.002, s_churn=s_churn, s_min=0.05, s_max=50, s_noise=1.003)
+    plan, kappa = sampler.plan(PATH, sampler.times(PATH)), karras_kappa(80, 0.002, 20)
+    inside = (kappa >= 0.05) & (kappa <= 50)
+    assert 0 < inside.sum() < 20
+    raised = kappa * (1 + min(s_churn / 20, np.sqrt(2) - 1) * inside)
+    np.testing.assert_allclose(plan.point.sigma[::2], raised, rtol=1e-9)
+    np.testing.assert_allclose(plan.noise_before[::2], 1.003 * np.sqrt(raised**2 - kappa**2), rtol=1e-6, atol=1e-9)
+    assert np.all(plan.noise_before[1::2] == 0)
 
 
 @pytest.mark.parametrize("path", [VPPath(), DiscretePath(), LinearPath()])

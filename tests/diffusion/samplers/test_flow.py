@@ -54,11 +54,11 @@ def test_last_step_to_the_data_of_a_vp_path_is_euler(kit, method, calls):
     np.testing.assert_allclose(kit.gaussian_moments(sampler, VPPath(), kit.gaussian()), [0.4992, 0.25], atol=3e-3)
 
 
-@pytest.mark.parametrize(("size", "steps", "std"), [(0.04, 250, 0.240055), (0.001, 250, 0.24969)])
-def test_last_step_of_the_sde_leaves_a_bias(kit, size, steps, std):
+@pytest.mark.parametrize(("size", "steps", "std", "digit"), [(0.04, 250, 0.240055, 1e-6), (0.001, 250, 0.24969, 1e-5)])
+def test_last_step_of_the_sde_leaves_a_bias(kit, size, steps, std, digit):
     sampler = InterpolantSDE(steps=steps, diffusion="linear", last_step_size=size)
     found = kit.gaussian_moments(sampler, LinearPath(), kit.gaussian())
-    np.testing.assert_allclose(found, [0.5, std], rtol=0, atol=6e-6)
+    np.testing.assert_allclose(found, [0.5, std], rtol=0, atol=0.6 * digit)
     calls = len(sampler.plan(LinearPath(), sampler.times(LinearPath())).x)
     assert calls == steps
 

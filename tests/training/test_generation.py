@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from diffusion_jax.config import complete, override
-from diffusion_jax.diffusion.guidance import ClassifierFreeGuidance
+from diffusion_jax.diffusion.guidance import Autoguidance, ClassifierFreeGuidance
 from diffusion_jax.diffusion.paths import DiscretePath
 from diffusion_jax.errors import UserError
 from diffusion_jax.interop.backbones import fill_backbone
@@ -156,6 +156,27 @@ def test_a_function_of_images_and_labels_guides(system, model):
     assert mean("0", brightness, 50.0) < plain["0"] - 5
     with pytest.raises(UserError, match=r"the similarity gives \(\): it must give one number per image, \(8,\)"):
         mean("1", lambda images, label: images.mean(), 1.0)
+
+
+def test_all_guidances_compose(system, model):
+    """Classifier-free with interval and rescale, autoguidance, a similarity and a classifier in one run."""
+    one = make_mesh(MeshConfig(), jax.devices()[:1])
+    narrow = changed(system, "guidance.interval=(0.1, 100.0)", "guidance.rescale=0.5")
+    weak = jax.tree.map(lambda leaf: 0.8 * leaf, model)
+
+    def mean(similarity_scale, classifier_scale):
+        guides = Guides(
+            weak,
+            Autoguidance(1.5),
+            Brightness(),
+            classifier_scale,
+            lambda images, label: images.mean((1, 2, 3)),
+            similarity_scale,
+        )
+        return draw(narrow, model, one, num=8, labels="1", guides=guides).mean()
+
+    neither, both = mean(0.0, 0.0), mean(30.0, 30.0)
+    assert neither + 5 < mean(30.0, 0.0) < both and neither + 5 < mean(0.0, 30.0) < both
 
 
 def test_known_pixels_stay_and_shape_the_rest(system, model):

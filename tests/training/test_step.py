@@ -198,6 +198,22 @@ def test_accumulation_keeps_the_order_of_the_batch():
     assert int(histories[0].counts.sum()) == 32 and (histories[0].counts > 2).all()
 
 
+def test_a_learned_uncertainty_is_trained_with_the_model():
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    overrides = ["path.name=ve", "prediction.kind=edm", "prediction.variance=fixed_small"]
+    overrides += ["loss.name=edm", "loss.learned_uncertainty=True"]
+    system = make_system()
+    words = [f"--config.{word}" for word in overrides]
+    system = System(override(system.config.to_dict(), words, SCHEMA), system.facts)
+    optimizer, _ = system.build("optimizer")
+    state = new_state(system, optimizer, abstract_state(system, optimizer, mesh))
+    assert not np.any(state.model.weight)
+    images = np.random.default_rng(0).integers(0, 256, (32, 8, 8, 1), dtype=np.uint8)
+    batch = {"image": jnp.asarray(images), "label": jnp.zeros(32, jnp.int32)}
+    state, metrics = jax.jit(make_train_step(system, optimizer, mesh))(state, system.load_first_stage(), batch)
+    assert np.any(state.model.weight) and np.isfinite(metrics["loss"]) and "weighted_mse" in metrics
+
+
 def test_flips_mirror_half_of_the_images_anew_at_every_step():
     system = make_system()
     images = np.random.default_rng(0).integers(0, 256, (512, 8, 8, 1), dtype=np.uint8)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.diffusion.denoiser import Denoised
-from diffusion_jax.diffusion.paths import VEPath, VPPath
+from diffusion_jax.diffusion.paths import DiscretePath, VEPath, VPPath
 from diffusion_jax.diffusion.point import align
 from diffusion_jax.diffusion.samplers import PredictorCorrector
 from diffusion_jax.errors import UserError
@@ -29,6 +29,29 @@ def test_moments_converge(kit, predictor):
         errors.append(abs(std - 0.25021))
     assert errors[2] < 4e-3
     np.testing.assert_allclose(np.array(errors[:-1]) / errors[1:], 2, rtol=0.2)
+
+
+@pytest.mark.parametrize("name", ["ddpm", "ve"])
+def test_predictors_are_the_discretised_forward_steps_reversed(kit, name):
+    """Of VP x ← √(1 − β) x + √β z, of VE x ← x + √(κ_n² − κ_{n−1}²) z; s is the score."""
+    path, times = (DiscretePath(), np.array([0.5, 0.499])) if name == "ddpm" else (VEPath(), np.array([0.5, 0.4]))
+    rng = np.random.default_rng(0)
+    x, z = rng.normal(size=(2, 3, 2, 2, 1))
+    noisy, clean = path.point(times[0]), path.point(times[1])
+    with jax.enable_x64(True):
+        score = np.asarray(-kit.gaussian()(jnp.asarray(x), noisy).epsilon / noisy.sigma)
+    if name == "ddpm":
+        beta = path.betas[499]
+        reverse = (2 - np.sqrt(1 - beta)) * x + beta * score + np.sqrt(beta) * z
+        ancestral = (x + beta * score) / np.sqrt(1 - beta) + np.sqrt(beta) * z
+    else:
+        rise = noisy.kappa**2 - clean.kappa**2
+        reverse = x + rise * score + np.sqrt(rise) * z
+        ancestral = x + rise * score + np.sqrt(clean.kappa**2 * rise / noisy.kappa**2) * z
+    for predictor, expected in (("reverse_diffusion", reverse), ("ancestral", ancestral)):
+        sampler = _EveryStepNoisy(predictor=predictor, corrector_steps=0)
+        found = kit.walk(sampler, path, kit.gaussian(), x, z[None], times)[-1]
+        np.testing.assert_allclose(found, expected, rtol=1e-10, err_msg=predictor)
 
 
 def test_ancestral_vp_keeps_unit_variance_on_unit_data(kit):

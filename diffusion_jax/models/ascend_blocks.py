@@ -18,6 +18,7 @@ from diffusion_jax.models.swin import PatchExpanding, PatchMerging, SwinBlock, a
 from diffusion_jax.models.text_features import Text
 from diffusion_jax.models.transformer import CrossAttention, Linear
 from diffusion_jax.models.unet_attention import AttentionBlock
+from diffusion_jax.parallel.platform import on_one_cpu
 
 BlockKind = Literal["swin", "conv"]
 Skips = Literal["level", "block", "none"]
@@ -260,7 +261,10 @@ class SwinLevel(nnx.Module):
             x = block(x, context.embedding, context.text)
             return x, x if self.skips == "block" else None
 
-        out, outputs = jax.lax.scan(remat(body, self.remat), x, self.stack)  # [B, H, W, C], [depth, B, H, W, C]
+        # A CPU spends a tenth of a step on copying what a loop hands from its forward pass to its backward pass. Under
+        # remat there is little of that, and without a loop XLA would merge the recomputation with the forward pass.
+        unroll = self.remat == "none" and on_one_cpu()
+        out, outputs = jax.lax.scan(remat(body, self.remat), x, self.stack, unroll=unroll)  # [B, H, W, C], [depth, B, H, W, C]
         return out, handed_over(self.skips, x, [out] if outputs is None else list(outputs))
 
 

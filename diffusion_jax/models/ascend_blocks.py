@@ -264,7 +264,8 @@ class SwinLevel(nnx.Module):
         # A CPU spends a tenth of a step on copying what a loop hands from its forward pass to its backward pass. Under
         # remat there is little of that, and without a loop XLA would merge the recomputation with the forward pass.
         unroll = self.remat == "none" and on_one_cpu()
-        out, outputs = jax.lax.scan(remat(body, self.remat), x, self.stack, unroll=unroll)  # [B, H, W, C], [depth, B, H, W, C]
+        body = remat(body, self.remat)
+        out, outputs = jax.lax.scan(body, x, self.stack, unroll=unroll)  # [B, H, W, C], [depth, B, H, W, C]
         return out, handed_over(self.skips, x, [out] if outputs is None else list(outputs))
 
 

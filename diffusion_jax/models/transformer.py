@@ -30,10 +30,8 @@ class Linear(nnx.LinearGeneral):
     def __call__(self, x: jax.Array, out_sharding: Any = None) -> jax.Array:
         """Maps [..., in] to [..., *features] in the compute dtype."""
         rows = x.reshape(-1, x.shape[-1])  # [∏ leading axes, in]
-        if len(self.out_features) > 1 and on_one_cpu():
-            rows = self._flat(rows)  # [∏ leading axes, *features]
-        else:
-            rows = super().__call__(rows, out_sharding)  # [∏ leading axes, *features]
+        flat = len(self.out_features) > 1 and on_one_cpu()
+        rows = self._flat(rows) if flat else super().__call__(rows, out_sharding)  # [∏ leading axes, *features]
         return rows.reshape(*x.shape[:-1], *rows.shape[1:])  # [..., *features]
 
     def _flat(self, rows: jax.Array) -> jax.Array:

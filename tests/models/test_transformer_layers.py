@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import AbstractDevice, AbstractMesh
 
 from diffusion_jax.models.embeddings import sincos_2d
 from diffusion_jax.models.norms import LayerNorm, RMSNorm
 from diffusion_jax.models.rotary import rotary_2d, rotate
 from diffusion_jax.models.swiglu import SwiGLU
-from diffusion_jax.models.transformer import SelfAttention
+from diffusion_jax.models.transformer import Linear, SelfAttention
 
 
 def test_rotary_angles_have_the_specified_layout():
@@ -74,3 +75,18 @@ def test_swiglu_gates_the_second_half_by_the_first():
     x = np.random.default_rng(0).normal(size=(2, 3, 6)).astype(np.float32)
     a, b = np.split(x @ w12, 2, axis=-1)
     np.testing.assert_allclose(layer(x), (a / (1 + np.exp(-a)) * b) @ np.asarray(layer.w3.kernel), atol=1e-5)
+
+
+@pytest.mark.parametrize(("platform", "devices", "factors"), [("cpu", 1, 2), ("cpu", 2, 4), ("tpu", 1, 4)])
+def test_several_features_are_the_columns_of_one_matrix_on_one_cpu(platform, devices, factors):
+    layer = Linear(4, (3, 2, 5), bias_init=nnx.initializers.normal(), dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 7, 4)), jnp.bfloat16)
+    device = AbstractDevice(device_kind="", num_cores=1, platform=platform)
+    with jax.sharding.use_abstract_mesh(AbstractMesh((devices,), ("tensor",), abstract_device=device)):
+        found = jax.make_jaxpr(layer)(x)
+        out = layer(x)
+    (product,) = [equation for equation in found.eqns if equation.primitive.name == "dot_general"]
+    assert product.invars[1].aval.ndim == factors
+    wanted = jnp.einsum("bni,ithd->bnthd", x, layer.kernel[...].astype(x.dtype)) + layer.bias[...].astype(x.dtype)
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(np.float32(out), np.float32(wanted))

@@ -62,11 +62,12 @@ def test_terms_match_the_official_ones(golden, kind, step):
         logvar = jnp.float32(official["in/logvar"])
         _, _, metrics = weigh(loss, made, features, conv, logvar, images, opponent, None, step, train=False)
         _, _, of_disc = discriminator_gradient(loss, opponent, images, decoded, step, train=False)
-        return {**metrics, **of_disc, "penalty": penalty}
+        return {**metrics, **of_disc, "penalty": penalty, "logvar": logvar}
 
     ours = terms(conv, opponent, nhwc(official["in/x"]), nhwc(official["in/h"]), jnp.int32(step))
     names = {
         "opt0/total": "loss",
+        "opt0/total_loss": "loss",
         "opt0/nll_loss": "nll",
         "opt0/rec_loss": "rec_loss",
         "opt0/d_weight": "adaptive_weight",
@@ -74,12 +75,18 @@ def test_terms_match_the_official_ones(golden, kind, step):
         "opt0/g_loss": "g_loss",
         {"kl": "opt0/kl_loss", "vq": "opt0/quant_loss"}[kind]: "penalty",
         "opt1/total": "disc_loss",
+        "opt1/disc_loss": "disc_loss",
         "opt1/logits_real": "logits_real",
         "opt1/logits_fake": "logits_fake",
     }
+    if kind == "kl":
+        names["opt0/logvar"] = "logvar"
+    prefix = f"out/{kind}/step{step}/"
+    recorded = {key.removeprefix(prefix): value for key, value in official.items() if key.startswith(prefix)}
+    assert recorded.pop("opt0/p_loss", 0) == 0 and "lpips" not in ours
+    assert recorded.keys() == names.keys()
     for theirs, name in names.items():
-        expected = official[f"out/{kind}/step{step}/{theirs}"]
-        np.testing.assert_allclose(ours[name], expected, rtol=1e-4, err_msg=name)
+        np.testing.assert_allclose(ours[name], recorded[theirs], rtol=1e-4, err_msg=theirs)
 
 
 @pytest.mark.parametrize("name", ["ldm_discriminator", "ldm_discriminator_actnorm"])

@@ -10,7 +10,6 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.interop.autoencoder_names import LDM, autoencoder_entries
 from diffusion_jax.interop.mapping import load_state_dict
 from diffusion_jax.models.autoencoder import AUTOENCODERS, AutoencoderKL, Moments
-from diffusion_jax.models.convolution import upsample_nearest
 
 SMALL = {"ch": 32, "ch_mult": (1, 2), "num_res_blocks": 1, "attn_resolutions": (8,), "resolution": 16}
 
@@ -59,28 +58,10 @@ def test_decoder_matches_the_official_one(official, model):
     assert_close(decode(model, mode), nhwc(official["out/reconstruction"]), "reconstruction")
 
 
-def test_every_recorded_layer_matches_the_official_one(official, model):
-    encoder, decoder = model.encoder, model.decoder
-
-    def walk(images, latents):
-        acts = {}
-        acts["encoder.conv_in"] = x = encoder.conv_in(images)
-        acts["encoder.down.0.block.0"] = x = encoder.levels[0].blocks[0](x)
-        acts["encoder.down.0.downsample"] = x = encoder.downsamplers[0](x)
-        acts["encoder.down.1.attn.0"] = x = encoder.levels[1](x)
-        acts["encoder.mid.attn_1"] = encoder.mid.attention(encoder.mid.block1(x))
-        acts["encoder"] = encoder(images)
-        acts["decoder.conv_in"] = x = decoder.conv_in(model.post_quant_conv(latents))
-        acts["decoder.mid.attn_1"] = decoder.mid.attention(decoder.mid.block1(x))
-        x = decoder.upsamplers[0](upsample_nearest(decoder.levels[1](decoder.mid(x))))
-        acts["decoder.up.1.upsample"] = x
-        acts["decoder.up.0.block.0"] = decoder.levels[0].blocks[0](x)
-        acts["decoder"] = decoder(model.post_quant_conv(latents))
-        return acts
-
+def test_every_recorded_layer_matches_the_official_one(official, model, recorded_layers):
     recorded = {key.removeprefix("out/act/"): value for key, value in official.items() if key.startswith("out/act/")}
     # The official decoder was recorded as it reconstructed `in/x` from the mode.
-    acts = jax.jit(walk)(nhwc(official["in/x"])[:1], nhwc(official["out/mean"])[:1])
+    acts = recorded_layers(model, nhwc(official["in/x"])[:1], nhwc(official["out/mean"])[:1])
     assert acts.keys() == recorded.keys()
     for name, theirs in recorded.items():
         assert_close(acts[name], nhwc(theirs), name)

@@ -73,6 +73,9 @@ def test_encoder_and_codes_match_the_official_ones(official, model):
         np.testing.assert_array_equal(indices.reshape(-1), official[f"out/{prefix}{names[2]}"])
         assert_close(codes, nhwc(official[f"out/{prefix}{names[0]}"]))
         np.testing.assert_allclose(loss, official[f"out/{prefix}{names[1]}"], rtol=1e-5)
+        distances = np.square(given.reshape(-1, 1, 3) - np.asarray(model.quantizer.codebook[...])).sum(-1)
+        nearest, second = np.sort(distances, axis=1)[:, :2].T
+        assert (second - nearest).min() >= {"": 0.999 * official["out/index_margin"], "z_": 5e-3}[prefix]
     entries = model.quantizer.lookup(official["out/z_indices"].reshape(2, 6, 8))
     assert_close(entries, nhwc(official["out/codebook_entry"]))
 
@@ -83,6 +86,15 @@ def test_decoder_matches_the_official_one_with_and_without_quantisation(official
     assert_close(decode(model, z, True), nhwc(official["out/interface_decode"]))
     assert_close(decode(model, z, False), nhwc(official["out/interface_decode_not_quantized"]))
     assert_close(decode(model, nhwc(official["out/prequant"]), True), nhwc(official["out/reconstruction"]))
+
+
+def test_every_recorded_layer_matches_the_official_one(official, model, recorded_layers):
+    recorded = {key.removeprefix("out/act/"): value for key, value in official.items() if key.startswith("out/act/")}
+    # The official decoder was recorded as it reconstructed `in/x` from the codes.
+    acts = recorded_layers(model, nhwc(official["in/x"])[:1], nhwc(official["out/quant"])[:1])
+    assert acts.keys() == recorded.keys()
+    for name, theirs in recorded.items():
+        assert_close(acts[name], nhwc(theirs))
 
 
 def test_weights_go_back_under_their_official_names(weights, model):

@@ -15,7 +15,7 @@ from diffusion_jax.models.macs import count_macs
 from diffusion_jax.parallel.collectives import Collective, read_collectives
 from diffusion_jax.parallel.mesh import batch_parts, batch_sharding, replicated
 from diffusion_jax.training.diffusion_stage import DiffusionStage
-from diffusion_jax.training.generation import NO_GUIDES, make_sample_function
+from diffusion_jax.training.generation import make_sample_function
 from diffusion_jax.training.setup import shardings_of
 
 # Seconds instead of minutes for a first stage's convolutions, for about 1 % more memory. JAX 0.10 has the first option,
@@ -115,7 +115,7 @@ def sample_program(stage: DiffusionStage) -> Program:
     system, mesh = stage.system, stage.mesh
     rows = system.sample.batch_size * batch_parts(mesh)
     row = jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=batch_sharding(mesh))
-    draw = jax.jit(make_sample_function(system, NO_GUIDES), out_shardings=batch_sharding(mesh))
+    draw = jax.jit(make_sample_function(system, mesh), out_shardings=batch_sharding(mesh))
     batch = {"label": row, "index": row, "known": None}
     seed = jax.ShapeDtypeStruct((), jnp.uint32, sharding=replicated(mesh))
     arguments = (stage.abstract_state().ema, None, None, frozen_networks(stage), batch, seed)

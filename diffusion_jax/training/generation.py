@@ -28,11 +28,15 @@ from diffusion_jax.parallel import processes
 from diffusion_jax.parallel.mesh import batch_parts, batch_sharding, local_rows, replicated, to_global
 from diffusion_jax.pictures import ROUNDED, Uint8Rule, grid, save, to_uint8
 from diffusion_jax.training.known_pixels import KnownPixels
+from diffusion_jax.training.step import split_rows
 from diffusion_jax.training.system import System
 
 BALANCED = "balanced"
 # Images that processes exchange at once; each device holds them all for that time.
 GATHERED = 1024
+# Pixels that each device decodes at once, eight images of 256×256: a decoder's features take hundreds of times the
+# memory of its latents, so a batch that suits the backbone may be too large for it.
+DECODED = 2**19
 
 
 class Guides(NamedTuple):
@@ -59,11 +63,14 @@ class Guides(NamedTuple):
 NO_GUIDES = Guides()
 
 
-def make_sample_function(system: System, guides: Guides, uint8: Uint8Rule = ROUNDED) -> Callable[..., jax.Array]:
+def make_sample_function(
+    system: System, mesh: Mesh, guides: Guides = NO_GUIDES, uint8: Uint8Rule = ROUNDED
+) -> Callable[..., jax.Array]:
     """Builds the program that draws one batch; the caller compiles it.
 
     Args:
       system: the run's parts.
+      mesh: the mesh that the batch lies on.
       guides: the scales of further guidance; its networks are arguments of the result.
       uint8: how pixels in −1 … 1 become uint8.
 
@@ -100,10 +107,38 @@ def make_sample_function(system: System, guides: Guides, uint8: Uint8Rule = ROUN
             recognise = log_probability(classifier, label)
             denoise = classifier_guidance(denoise, recognise, guides.classifier_scale, transforms)
         latents = sample(sampler, system.path, denoise, x, keys.purpose_key(seed, "sample_noise"), index)
-        images = to_uint8(first_stage.decode(latents), uint8)  # [B, H, W, C]
+        images = decode_in_parts(first_stage, latents, system.data.image_size, mesh, uint8)  # [B, H, W, C]
         return images if known is None else known.paste(images)
 
     return draw
+
+
+def decode_in_parts(
+    first_stage: Any, latents: jax.Array, image_size: int, mesh: Mesh, uint8: Uint8Rule = ROUNDED, most: int = DECODED
+) -> jax.Array:
+    """The images of a batch of latents, a few at a time, so that memory does not grow with the batch.
+
+    Args:
+      first_stage: the first stage.
+      latents: [B, h, w, c] split over the batch axes of the mesh.
+      image_size: H = W, pixels.
+      mesh: the mesh.
+      uint8: how pixels in −1 … 1 become uint8.
+      most: pixels that each device decodes at once; one image where that is larger.
+
+    Returns:
+      [B, H, W, C] uint8, split likewise.
+    """
+    rows = latents.shape[0] // batch_parts(mesh)
+    at_once = max(size for size in range(1, max(most // image_size**2, 1) + 1) if rows % size == 0)
+
+    def decode(latents: jax.Array) -> jax.Array:
+        return to_uint8(first_stage.decode(latents), uint8)
+
+    if at_once == rows:
+        return decode(latents)
+    images = jax.lax.map(decode, split_rows(latents, rows // at_once, mesh))  # [parts, B / parts, H, W, C]
+    return images.swapaxes(0, 1).reshape(latents.shape[0], *images.shape[2:])
 
 
 def similarity_of_latents(similarity: Callable, first_stage: Any, label: jax.Array) -> LogProbability:
@@ -161,7 +196,7 @@ class SampleStream:
             guides.classifier is None and guides.similarity is None
         )
         self.batch_size = (rows or system.sample.batch_size) * batch_parts(mesh)
-        function = make_sample_function(system, guides, uint8)
+        function = make_sample_function(system, mesh, guides, uint8)
         self.draw = jax.jit(function, out_shardings=batch_sharding(mesh))
 
     def __call__(self, model: Any, first_stage: Any, labels: np.ndarray, seed: int) -> Iterator[np.ndarray]:

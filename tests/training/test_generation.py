@@ -16,7 +16,7 @@ from diffusion_jax.models.dit import DiT
 from diffusion_jax.parallel.mesh import MeshConfig, batch_sharding, make_mesh
 from diffusion_jax.pictures import grid, to_uint8
 from diffusion_jax.training.drawn import DrawnImages
-from diffusion_jax.training.generation import NO_GUIDES, Guides, SampleStream, exchange, parse_labels
+from diffusion_jax.training.generation import NO_GUIDES, Guides, SampleStream, decode_in_parts, exchange, parse_labels
 from diffusion_jax.training.known_pixels import KnownPixels, read_known_pixels
 from diffusion_jax.training.system import SCHEMA, DatasetFacts, System
 
@@ -118,6 +118,34 @@ def test_processes_exchange_images_in_parts(most):
     mesh = make_mesh(MeshConfig(2, 2, 2))
     images = np.arange(24 * 3, dtype=np.uint8).reshape(24, 3)
     np.testing.assert_array_equal(exchange(mesh, jax.device_put(images, batch_sharding(mesh)), most), images)
+
+
+class Heavy(nnx.Module):
+    """A first stage that needs much memory for each image, all of it at once."""
+
+    def decode(self, latents):
+        features = jnp.sin(latents[..., None] * jnp.arange(1.0, 65.0))
+        return jnp.sort(features, axis=-1)[..., ::-2].mean(-1)
+
+
+def test_memory_of_decoding_does_not_grow_with_the_batch():
+    """In order, however the mesh arranges its devices."""
+    one, spread = make_mesh(MeshConfig(), jax.devices()[:1]), make_mesh(MeshConfig(2, 2, 2))
+    latents = np.random.default_rng(0).normal(size=(24, 8, 8, 3)).astype(np.float32)
+
+    def decode(mesh, rows, at_once):
+        function = jax.jit(lambda latents: decode_in_parts(Heavy(), latents, 8, mesh, most=at_once * 64))
+        return function.lower(jax.device_put(latents[:rows], batch_sharding(mesh))).compile()
+
+    def temporaries(rows, at_once):
+        return decode(one, rows, at_once).memory_analysis().temp_size_in_bytes
+
+    assert temporaries(24, 4) < 2 * temporaries(4, 4) < temporaries(24, 24)
+    want = np.asarray(to_uint8(Heavy().decode(latents)))
+    for mesh, at_once in ((one, 5), (one, 0), (spread, 2), (spread, 100)):
+        images = decode(mesh, 24, at_once)(jax.device_put(latents, batch_sharding(mesh)))
+        assert images.dtype == np.uint8 and images.sharding.is_equivalent_to(batch_sharding(mesh), 4)
+        np.testing.assert_array_equal(images, want)
 
 
 class Brightness(nnx.Module):

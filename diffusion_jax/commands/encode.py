@@ -21,7 +21,8 @@ from diffusion_jax.commands.flags import define_process_flags, start_process
 def define_flags(values: flags.FlagValues) -> None:
     """Adds this command's flags to `values`."""
     text, number = flags.DEFINE_string, flags.DEFINE_integer
-    text("autoencoder", None, "A preset (kl-f8, sd-vae, vq-f4, …), or the weights of an sd-vae.", flag_values=values)
+    what = "A preset (kl-f8, sd-vae, vq-f4, …), the folder of a run that trained one, or the weights of an sd-vae."
+    text("autoencoder", None, what, flag_values=values)
     text("weights", None, "File or folder of the preset's weights, or random.", flag_values=values)
     text("data", None, "The images: folder:PATH, tfds:NAME, digits or shapes.", flag_values=values)
     text("split", "train", "Split of the data set.", flag_values=values)
@@ -45,7 +46,7 @@ def run(values: flags.FlagValues) -> None:
     from diffusion_jax.errors import UserError
     from diffusion_jax.models.autoencoder import AUTOENCODERS, VQ_AUTOENCODERS
     from diffusion_jax.parallel import processes
-    from diffusion_jax.training.first_stage_runs import as_trained, load_first_stage
+    from diffusion_jax.training.first_stage_runs import as_trained, load_first_stage, trained_kind
     from diffusion_jax.training.latent_cache import EncodeConfig, with_any_scale, write_cache
     from diffusion_jax.training.system import SCHEMA
 
@@ -62,12 +63,12 @@ def run(values: flags.FlagValues) -> None:
             if values[name].value is None:
                 raise UserError(f"--{name} is missing: {values[name].help}")
         preset, weights = values.autoencoder, values.weights
+        section = {"name": "vq" if preset in VQ_AUTOENCODERS else "kl", "preset": preset, "weights": weights}
         if preset not in {*AUTOENCODERS, *VQ_AUTOENCODERS} and weights is None:
             if not pathlib.Path(preset).exists():
                 known = ", ".join([*AUTOENCODERS, *VQ_AUTOENCODERS])
                 raise UserError(f"--autoencoder {preset}: is no file, no folder and no preset; presets: {known}")
-            preset, weights = "sd-vae", preset
-        section = {"name": "vq" if preset in VQ_AUTOENCODERS else "kl", "preset": preset, "weights": weights}
+            section = {"name": trained_kind(preset) or "kl", "weights": preset}
         data = {"name": values.data, "image_size": values.image_size, "split": values.split}
         schema = {name: SCHEMA[name] for name in ("data", "autoencoder")}
         config = override({"data": data, "autoencoder": section}, values.overrides, schema)

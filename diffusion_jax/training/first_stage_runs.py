@@ -45,11 +45,8 @@ def as_trained(config: AnyConfig) -> AnyConfig:
     """
     if isinstance(config, Identity) or not _is_run(config.weights):
         return config
-    with _newest(str(config.weights)) as (checkpoints, step):
-        metadata = checkpoints.metadata(step)
+    metadata = _metadata(str(config.weights))
     place = f"autoencoder.weights={config.weights}"
-    if LATENTS not in metadata:
-        raise UserError(f"{place}: that run trained no autoencoder; name the folder of one that did")
     values = metadata["config"]["autoencoder"]
     section = Section(FIRST_STAGES)
     trained = section.build("autoencoder", section.complete("autoencoder", values))
@@ -70,6 +67,15 @@ def as_trained(config: AnyConfig) -> AnyConfig:
     elif isinstance(config, KLConfig) and config.scale is None:
         architecture["scale"] = latents.scale
     return dataclasses.replace(config, **architecture)
+
+
+def trained_kind(path: str) -> str | None:
+    """The `name` of the `autoencoder` section of the run at `path`; None if that is no run's folder.
+
+    Raises:
+      UserError: the run trained something else.
+    """
+    return _metadata(path)["config"]["autoencoder"]["name"] if _is_run(path) else None
 
 
 def load_first_stage(first_stage: AnyFirstStage, path: str) -> AnyFirstStage:
@@ -100,6 +106,15 @@ def load_first_stage(first_stage: AnyFirstStage, path: str) -> AnyFirstStage:
 
 def _is_run(path: str | None) -> bool:
     return path is not None and (pathlib.Path(path) / "checkpoints").is_dir()
+
+
+def _metadata(path: str) -> dict[str, Any]:
+    """What the newest checkpoint of a run that trained an autoencoder holds beside arrays."""
+    with _newest(path) as (checkpoints, step):
+        metadata = checkpoints.metadata(step)
+    if LATENTS not in metadata:
+        raise UserError(f"autoencoder.weights={path}: that run trained no autoencoder; name the folder of one that did")
+    return metadata
 
 
 @contextlib.contextmanager

@@ -4,12 +4,17 @@ import signal
 import socket
 import time
 
+import jax
 import numpy as np
 import pytest
 
 from diffusion_jax import __main__
+from diffusion_jax.autoencoding.objective import Generator
+from diffusion_jax.autoencoding.statistics import LatentStatistics
 from diffusion_jax.data import DataConfig, open_source
 from diffusion_jax.errors import UserError
+from diffusion_jax.models.first_stage import VQConfig
+from diffusion_jax.training.checkpoints import Checkpoints
 
 TINY = {"ch": 8, "ch_mult": "(1,)", "norm_groups": 4, "num_res_blocks": 1, "mid_attention": False, "in_channels": 1}
 AUTOENCODER = [f"--config.autoencoder.{key}={value}" for key, value in TINY.items()]
@@ -44,6 +49,32 @@ def cache(command_line, tmp_path_factory):
 
 def test_a_cache_holds_every_image_once(cache):
     assert_whole(cache)
+
+
+def test_the_folder_of_a_run_says_what_it_trained(tmp_path, capsys):
+    """Kind, architecture and weights; and that a run of something else has none of them."""
+    section = {**TINY, "ch_mult": (1,), "num_codes": 16, "preset": "vq-f8", "attn_resolutions": ()}
+    model = jax.eval_shape(lambda: VQConfig(**section).make_autoencoder(jax.random.key(0)))
+    generator = np.random.default_rng(0)
+    model = jax.tree.map(lambda leaf: generator.normal(0, 0.1, leaf.shape).astype(leaf.dtype), model)
+    statistics = LatentStatistics(1, np.zeros(4), np.ones(4)).to_json()
+    for folder, more in (("vq", {"latents": statistics}), ("dit", {})):
+        (tmp_path / folder).mkdir()
+        checkpoints = Checkpoints(tmp_path / folder)
+        metadata = {"config": {"autoencoder": {"name": "vq", **section}}, **more}
+        checkpoints.save(1, {"ema": Generator(model, np.float32(0))}, metadata)
+        checkpoints.close()
+
+    data = ["--data=digits", "--split=test", "--image-size=8", "--config.data.channels=1"]
+    __main__.run("encode", [f"--autoencoder={tmp_path / 'vq'}", *data, f"--out={tmp_path / 'out'}"])
+    assert "359 images as latents 8×8×4" in capsys.readouterr().out
+    cache = open_source(DataConfig(f"cache:{tmp_path / 'out'}", 8, "test", channels=1))
+    digits = open_source(DataConfig("digits", 8, "test", channels=1))
+    image = digits[7]["image"][None].astype(np.float32) / 127.5 - 1
+    latents = jax.jit(lambda model, image: model.encode(image))(model, image)
+    np.testing.assert_allclose(cache[7]["mean"], latents[0], rtol=1e-4, atol=1e-5)
+    with pytest.raises(UserError, match="dit: that run trained no autoencoder; name the folder of one that did"):
+        __main__.run("encode", [f"--autoencoder={tmp_path / 'dit'}", *data, f"--out={tmp_path / 'out2'}"])
 
 
 @pytest.mark.slow

@@ -165,11 +165,15 @@ class Autoencoder(nnx.Module):
         """
         factor = self.layout.downsampling
         if channels != self.in_channels:
-            raise UserError(f"the data has {channels} channels, but autoencoder.in_channels={self.in_channels}")
+            raise UserError(
+                f"the data has {channels} channels, but autoencoder.in_channels={self.in_channels}: "
+                f"set data.channels={self.in_channels}, or name another autoencoder"
+            )
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         if height % factor or width % factor:
             raise UserError(
-                f"an image size of {height}×{width} does not divide by {factor}, the autoencoder's downsampling factor"
+                f"an image size of {height}×{width} does not divide by {factor}, the autoencoder's downsampling "
+                f"factor: take a multiple of {factor} for data.image_size"
             )
         return height // factor, width // factor, self.embed_dim
 

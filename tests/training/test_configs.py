@@ -38,6 +38,8 @@ PUBLISHED = {
 
 UNETS = {  # config: (parameters, shape of what the backbone sees)
     "celebahq256_ldm4": (274_056_163, (64, 64, 3)),
+    "ffhq256_ldm4": (274_056_163, (64, 64, 3)),
+    "lsun_bedroom256_ldm4": (274_056_163, (64, 64, 3)),
     "lsun_church256_ldm8": (294_966_916, (32, 32, 4)),
     "imagenet256_ldm8_unet": (394_984_196 + 512_000, (32, 32, 4)),
     "imagenet256_ldm4_unet": (400_920_579 + 512_512, (64, 64, 3)),
@@ -50,8 +52,6 @@ SLOW = {
     *UNETS,
     "autoencoder_kl_f8",
     "shapes64_autoencoder",
-    "ffhq256_ldm4",
-    "lsun_bedroom256_ldm4",
     # Their smoke forms are those of cub128_ascend, cifar10_uvit, cifar10_iuvit and digits_classifier.
     "celebahq256_ascend",
     "lsun_bedroom256_ascend",

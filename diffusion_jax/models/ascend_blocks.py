@@ -261,8 +261,8 @@ class SwinLevel(nnx.Module):
             x = block(x, context.embedding, context.text)
             return x, x if self.skips == "block" else None
 
-        # A CPU spends a tenth of a step on copying what a loop hands from its forward pass to its backward pass. Under
-        # remat there is little of that, and without a loop XLA would merge the recomputation with the forward pass.
+        # A CPU spends up to a tenth of a level's time on copying what a loop hands from its forward to its backward
+        # pass. Under remat there is little of that, and without a loop XLA would merge recomputation and forward pass.
         unroll = self.remat == "none" and on_one_cpu()
         body = remat(body, self.remat)
         out, outputs = jax.lax.scan(body, x, self.stack, unroll=unroll)  # [B, H, W, C], [depth, B, H, W, C]

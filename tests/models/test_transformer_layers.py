@@ -12,6 +12,7 @@ from diffusion_jax.models.norms import LayerNorm, RMSNorm
 from diffusion_jax.models.rotary import rotary_2d, rotate
 from diffusion_jax.models.swiglu import SwiGLU
 from diffusion_jax.models.transformer import Linear, SelfAttention
+from diffusion_jax.parallel.mesh import MeshConfig, make_mesh
 
 
 def test_rotary_angles_have_the_specified_layout():
@@ -77,16 +78,27 @@ def test_swiglu_gates_the_second_half_by_the_first():
     np.testing.assert_allclose(layer(x), (a / (1 + np.exp(-a)) * b) @ np.asarray(layer.w3.kernel), atol=1e-5)
 
 
-@pytest.mark.parametrize(("platform", "devices", "factors"), [("cpu", 1, 2), ("cpu", 2, 4), ("tpu", 1, 4)])
-def test_several_features_are_the_columns_of_one_matrix_on_one_cpu(platform, devices, factors):
+@pytest.fixture
+def fused():
+    """A bfloat16 layer of three features' axes, and rows [B, N, in] for it."""
     layer = Linear(4, (3, 2, 5), bias_init=nnx.initializers.normal(), dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
-    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 7, 4)), jnp.bfloat16)
+    return layer, jnp.asarray(np.random.default_rng(0).standard_normal((2, 7, 4)), jnp.bfloat16)
+
+
+@pytest.mark.parametrize(("platform", "devices", "axes"), [("cpu", 1, 2), ("cpu", 2, 4), ("tpu", 1, 4)])
+def test_several_features_are_the_columns_of_one_matrix_on_one_cpu(fused, platform, devices, axes):
     device = AbstractDevice(device_kind="", num_cores=1, platform=platform)
     with jax.sharding.use_abstract_mesh(AbstractMesh((devices,), ("tensor",), abstract_device=device)):
-        found = jax.make_jaxpr(layer)(x)
-        out = layer(x)
+        found = jax.make_jaxpr(lambda layer, x: layer(x))(*fused)
     (product,) = [equation for equation in found.eqns if equation.primitive.name == "dot_general"]
-    assert product.invars[1].aval.ndim == factors
+    assert product.invars[1].aval.ndim == axes
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_the_matrix_of_several_features_gives_what_the_features_give(fused, devices):
+    layer, x = fused
+    with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:devices])):
+        out = jax.jit(lambda layer, x: layer(x))(layer, x)  # [B, N, 3, heads, d]
     wanted = jnp.einsum("bni,ithd->bnthd", x, layer.kernel[...].astype(x.dtype)) + layer.bias[...].astype(x.dtype)
     assert out.dtype == jnp.bfloat16
     np.testing.assert_array_equal(np.float32(out), np.float32(wanted))

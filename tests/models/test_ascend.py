@@ -167,9 +167,10 @@ def test_every_parameter_is_used_and_rematerialisation_changes_no_gradient(optio
     [("cpu", 1, "none", 2), ("cpu", 1, "full", 1), ("cpu", 2, "none", 1), ("tpu", 1, "none", 1)],
 )
 def test_a_level_is_a_loop_except_on_one_cpu_that_keeps_everything(platform, devices, remat, at_once):
+    model, arguments = abstract(remat=remat), inputs()
     device = AbstractDevice(device_kind="", num_cores=1, platform=platform)
     with jax.sharding.use_abstract_mesh(AbstractMesh((devices,), ("data",), abstract_device=device)):
-        traced = jax.make_jaxpr(lambda model, *args: model(*args))(abstract(remat=remat), *inputs())
+        traced = jax.make_jaxpr(lambda model, *args: model(*args))(model, *arguments)
     unrolled = [equation.params["unroll"] for equation in traced.eqns if equation.primitive.name == "scan"]
     assert unrolled == [at_once, 1]  # of two blocks and of one
 

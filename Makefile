@@ -4,8 +4,9 @@ PYTHON ?= $(shell command -v python3 || command -v python)
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/digits
+LATENT := runs/shapes64
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo demo-latent demo-latent-dit demo-latent-unet test test-slow lint clean
 
 # Made again whenever the dependencies change.
 $(VENV)/.installed: pyproject.toml
@@ -21,6 +22,21 @@ demo: $(VENV)/.installed
 	$(BIN)/diffusion-jax evaluate --samples $(DEMO)/samples/samples.npz --reference digits --out $(DEMO)/result.json --overwrite
 	cp $(DEMO)/samples/samples.png $(DEMO)/samples.png
 	@echo "The picture: $(DEMO)/samples.png"
+
+demo-latent: $(VENV)/.installed
+	$(BIN)/diffusion-jax train --config configs/shapes64_autoencoder.py --workdir $(LATENT)/autoencoder
+	$(BIN)/diffusion-jax encode --autoencoder kl-f4 --weights $(LATENT)/autoencoder --data shapes:images=6000 \
+		--image-size 64 --out $(LATENT)/latents
+	$(MAKE) --no-print-directory -j 2 demo-latent-dit demo-latent-unet
+	@echo "The pictures: samples.png in $(LATENT)/dit/ and $(LATENT)/unet/, reconstructions in $(LATENT)/autoencoder/samples/"
+
+# Side by side with one thread each (XLA reads NPROC): models as small as these gain little from a second core.
+demo-latent-dit demo-latent-unet: demo-latent-%: $(VENV)/.installed
+	NPROC=1 $(BIN)/diffusion-jax train --config configs/shapes64_latent_$*.py --workdir $(LATENT)/$*
+	NPROC=1 $(BIN)/diffusion-jax sample --workdir $(LATENT)/$* --out $(LATENT)/$*/samples --num 400 --cfg-scale 2 --overwrite
+	$(BIN)/diffusion-jax evaluate --samples $(LATENT)/$*/samples/samples.npz --reference shapes \
+		--out $(LATENT)/$*/result.json --overwrite
+	cp $(LATENT)/$*/samples/samples.png $(LATENT)/$*/samples.png
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -6,10 +6,11 @@ The run's folder is then a first stage by its name:
 
     diffusion-jax train --config … --config.autoencoder.name=kl --config.autoencoder.weights=runs/shapes64/autoencoder
 
-Held-out images come out at 30.1 dB (SSIM 0.934). For the first 1500 steps the reconstructions are grey, at 19 dB; then
-the colours come, within a few hundred steps.
+Held-out images come out at 29.4 dB (SSIM 0.925). The penalty weighs a thousand times what it does in LDM: with LDM's
+the reconstructions stay grey for 1500 steps, and a green shape lies no further from the background than that spreads.
+With this one colours come within 300 steps and lie 5 to 8 standard deviations of a channel from the background.
 
-There is no adversary: with `--config.discriminator.name=patchgan` and `--config.loss.disc_start=2000` there is one.
+There is no adversary: with `--config.discriminator.name=patchgan` and `--config.loss.disc_start=1000` there is one.
 """
 
 from ml_collections import ConfigDict
@@ -33,7 +34,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
             "z_channels": 8,
             "embed_dim": 8,
         },
-        "loss": {"name": "kl"},
+        "loss": {"name": "kl", "kl_weight": 1e-3},
         "discriminator": {"name": "none"},
         "lpips": {},
         "optimizer": {
@@ -42,17 +43,17 @@ def get_config(variant: str | None = None) -> ConfigDict:
             "b2": 0.99,
             "schedule": "cosine",
             "warmup_steps": 50,
-            "decay_steps": 3600,
+            "decay_steps": 2000,
         },
         "discriminator_optimizer": {"name": "adamw", "lr": 5e-4, "b1": 0.5, "b2": 0.9},
         "ema": {"name": "constant", "max_decay": 0.99},
         "train": {
-            "steps": 3600,
+            "steps": 2000,
             "batch_size": 4,
             "log_every": 100,
-            "save_every": 900,
-            "sample_every": 900,
-            "eval_every": 900,
+            "save_every": 1000,
+            "sample_every": 1000,
+            "eval_every": 1000,
         },
         "evaluate": {"split": "test", "num": 256},
         "mesh": {"data": -1},

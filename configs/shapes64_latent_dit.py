@@ -6,6 +6,10 @@
     diffusion-jax train  --config configs/shapes64_latent_dit.py --workdir runs/shapes64/dit
     diffusion-jax sample --workdir runs/shapes64/dit --out runs/shapes64/dit/samples --num 400 --cfg-scale 2
 
+Most of the training times lie where the kind of the shape is decided: of noised images, a network that is half trained
+restores the right kind from σ/α = 1, but not from 4 and beyond, for a shape is large and its colour far from the
+background. So t = sigmoid(n), n ~ N(1.6, 1), where t/(1 − t) = σ/α; uniform times would spend two thirds below 2.
+
 `shapes64_latent_unet` is the same with a UNet.
 """
 
@@ -26,10 +30,21 @@ def get_config(variant: str | None = None) -> ConfigDict:
             "weights": "runs/shapes64/autoencoder",
             "normalize": "channel",
         },
-        "model": {"name": "dit", "depth": 6, "width": 128, "heads": 4, "patch_size": 2},
-        "path": {"name": "ddpm", "schedule": "cosine"},
-        "prediction": {"kind": "v", "variance": "fixed_small"},
-        "loss": {"name": "simple"},
+        "model": {
+            "name": "dit",
+            "depth": 6,
+            "width": 128,
+            "heads": 4,
+            "patch_size": 2,
+            "norm": "rms",
+            "mlp": "swiglu",
+            "qk_norm": "rms",
+            "rope": True,
+            "time_scale": 1000.0,
+        },
+        "path": {"name": "linear"},
+        "prediction": {"kind": "velocity"},
+        "loss": {"name": "flow_matching", "time_law": "logit_normal", "time_mean": 1.6, "time_std": 1.0},
         "timesteps": {"name": "uniform"},
         "optimizer": {
             "name": "adamw",
@@ -38,17 +53,17 @@ def get_config(variant: str | None = None) -> ConfigDict:
             "clip_norm": 1.0,
             "schedule": "cosine",
             "warmup_steps": 100,
-            "decay_steps": 1500,
+            "decay_steps": 4000,
         },
         "ema": {"name": "constant", "max_decay": 0.995},
         "train": {
-            "steps": 1500,
-            "batch_size": 32,
+            "steps": 4000,
+            "batch_size": 16,
             "log_every": 100,
-            "save_every": 500,
-            "sample_every": 500,
+            "save_every": 1000,
+            "sample_every": 2000,
         },
-        "sampler": {"name": "ddim", "steps": 25},
+        "sampler": {"name": "sde_dpm_solver", "steps": 40},
         "guidance": {"name": "cfg", "cfg_scale": 2.0},
         "sample": {"batch_size": 40, "grid": 40},
     }

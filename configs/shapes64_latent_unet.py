@@ -25,36 +25,37 @@ def get_config(variant: str | None = None) -> ConfigDict:
         },
         "model": {
             "name": "unet",
-            "model_channels": 48,
-            "channel_mult": (1, 2),
+            "model_channels": 32,
+            "channel_mult": (1, 2, 4),
             "num_res_blocks": 1,
-            "attention_resolutions": (2,),
-            "num_head_channels": 24,
+            "attention_resolutions": (2, 4),
+            "num_head_channels": 32,
             "use_scale_shift_norm": True,
             "norm_groups": 8,
+            "time_scale": 1000.0,
         },
-        "path": {"name": "ddpm", "schedule": "cosine"},
-        "prediction": {"kind": "v", "variance": "fixed_small"},
-        "loss": {"name": "simple"},
+        "path": {"name": "linear"},
+        "prediction": {"kind": "velocity"},
+        "loss": {"name": "flow_matching", "time_law": "logit_normal", "time_mean": 1.6, "time_std": 1.0},
         "timesteps": {"name": "uniform"},
         "optimizer": {
             "name": "adamw",
-            "lr": 1e-3,
+            "lr": 2e-3,
             "b2": 0.99,
             "clip_norm": 1.0,
             "schedule": "cosine",
             "warmup_steps": 100,
-            "decay_steps": 1200,
+            "decay_steps": 4000,
         },
         "ema": {"name": "constant", "max_decay": 0.995},
         "train": {
-            "steps": 1200,
-            "batch_size": 32,
+            "steps": 4000,
+            "batch_size": 16,
             "log_every": 100,
-            "save_every": 500,
-            "sample_every": 500,
+            "save_every": 1000,
+            "sample_every": 2000,
         },
-        "sampler": {"name": "ddim", "steps": 25},
+        "sampler": {"name": "sde_dpm_solver", "steps": 40},
         "guidance": {"name": "cfg", "cfg_scale": 2.0},
         "sample": {"batch_size": 40, "grid": 40},
     }
@@ -70,7 +71,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
             "mid_attention": False,
             "norm_groups": 4,
         }
-        config["model"] |= {"model_channels": 24}
+        config["model"] |= {"model_channels": 16, "num_head_channels": 16}
         config["train"] |= {"steps": 2, "batch_size": 8, "log_every": 1, "sample_every": 2}
         config["sampler"] |= {"steps": 2}
         config["sample"] |= {"batch_size": 8, "grid": 8}

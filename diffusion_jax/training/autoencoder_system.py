@@ -33,7 +33,8 @@ from diffusion_jax.schema import Section
 from diffusion_jax.training.autoencoder_step import AutoencoderState, AutoencoderStep
 from diffusion_jax.training.ema_profiles import EMA_PROFILES
 from diffusion_jax.training.optimizer import OPTIMIZERS
-from diffusion_jax.training.system import DatasetFacts, TrainConfig
+from diffusion_jax.training.run_config import TrainConfig
+from diffusion_jax.training.system import DatasetFacts
 
 
 def no_discriminator() -> None:

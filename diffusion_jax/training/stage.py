@@ -9,7 +9,8 @@ from jax.sharding import Mesh
 
 from diffusion_jax.data import DataConfig
 from diffusion_jax.models.attention_kernels import KernelChoice
-from diffusion_jax.training.system import DatasetFacts, TrainConfig
+from diffusion_jax.training.run_config import TrainConfig
+from diffusion_jax.training.system import DatasetFacts
 
 Draw = Callable[[Any, Any, pathlib.Path], None]
 """Draws a picture from (state, frozen networks) into a PNG."""

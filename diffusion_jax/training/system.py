@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ from diffusion_jax.schema import Section
 from diffusion_jax.training.ema_profiles import EMA_PROFILES, EMAProfile, PowerEMA
 from diffusion_jax.training.first_stage_runs import as_trained, load_first_stage
 from diffusion_jax.training.optimizer import OPTIMIZERS
-from diffusion_jax.training.profiling import ProfiledSteps
+from diffusion_jax.training.run_config import SampleConfig, TrainConfig
 
 MODELS: Mapping[str, Callable[..., Any]] = {**BACKBONES, "noisy_classifier": NoisyClassifier}
 """What can be trained, by the `name` of the config section `model`."""
@@ -61,90 +61,6 @@ ALIGNMENTS: Mapping[str, Callable[..., RepresentationAlignment | None]] = {
 """Alignments with features of the images by the `name` of the config section `alignment`."""
 
 GUIDANCES = {"cfg": ClassifierFreeGuidance}
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """The `train` section.
-
-    Attributes:
-      steps: optimizer steps in all.
-      batch_size: images per step, over all devices and processes.
-      microbatches: parts that a batch is computed in, one after the other; changes memory, not numbers.
-      seed: 0 ≤ seed < 2³²; decides everything random.
-      ema_widths: relative widths σ_rel of further averages with power-function profiles, from snapshots of which
-        `diffusion-jax ema` makes an average of any width after the run; EDM2 takes (0.05, 0.10).
-      snapshot_every: steps between snapshots of those averages; None takes none.
-      log_every: steps between lines in the log.
-      save_every: steps between checkpoints; the last step is saved in any case.
-      keep: newest checkpoints to keep.
-      keep_every: also keep the checkpoints of these steps' multiples for good; None keeps no others.
-      sample_every: steps between sample grids; None draws none.
-      eval_every: steps between evaluations as the section `evaluate` says; None evaluates never.
-      profile: "FIRST:LAST" traces the steps after FIRST up to LAST into `WORKDIR/profile`; None traces none.
-    """
-
-    steps: int
-    batch_size: int
-    microbatches: int = 1
-    seed: int = 0
-    ema_widths: tuple[float, ...] = ()
-    snapshot_every: int | None = None
-    log_every: int = 100
-    save_every: int = 10_000
-    keep: int = 2
-    keep_every: int | None = None
-    sample_every: int | None = None
-    eval_every: int | None = None
-    profile: str | None = None
-
-    def __post_init__(self):
-        for name in ("steps", "batch_size", "microbatches", "log_every", "save_every", "keep"):
-            if getattr(self, name) < 1:
-                raise UserError(f"train.{name}={getattr(self, name)}: must be at least 1")
-        for name in ("keep_every", "sample_every", "eval_every", "snapshot_every"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise UserError(f"train.{name}={getattr(self, name)}: must be at least 1, or None for never")
-        if self.keep_every is not None and self.keep_every % self.save_every:
-            raise UserError(
-                f"train.keep_every={self.keep_every}: must be a multiple of train.save_every={self.save_every}"
-            )
-        if not 0 <= self.seed < 2**32:
-            raise UserError(f"train.seed={self.seed}: must be at least 0 and below 2³²")
-        if bool(self.ema_widths) != (self.snapshot_every is not None):
-            raise UserError(
-                f"train.ema_widths={self.ema_widths}, train.snapshot_every={self.snapshot_every}: set both or neither"
-            )
-        ProfiledSteps(self.profile, self.steps)
-        if self.batch_size % self.microbatches:
-            raise UserError(
-                f"train.microbatches={self.microbatches} does not divide train.batch_size={self.batch_size}"
-            )
-
-
-@dataclasses.dataclass(frozen=True)
-class SampleConfig:
-    """The `sample` section: how samples are drawn where the command line does not say otherwise.
-
-    Attributes:
-      params: "ema" (what papers report) or "raw" weights.
-      batch_size: images that each device draws at once; a matter of memory and speed, and of the last bit.
-      grid: number of images in the grids drawn during training.
-      transform: correction of the predicted data at every step: "clip" to [−1, 1] or "dynamic_threshold" (Imagen), both
-        right for pixels and wrong for latents; "codebook" takes the nearest codes of a VQ first stage (LDM).
-      quantile: share of the entries that dynamic thresholding keeps.
-    """
-
-    params: Literal["ema", "raw"] = "ema"
-    batch_size: int = 64
-    grid: int = 40
-    transform: Literal["none", "clip", "dynamic_threshold", "codebook"] = "none"
-    quantile: float = 0.995
-
-    def __post_init__(self):
-        dynamic_threshold(self.quantile)
-        if self.batch_size < 1 or self.grid < 1:
-            raise UserError(f"sample.batch_size={self.batch_size} and sample.grid={self.grid} must be at least 1")
 
 
 SCHEMA: Schema = {

@@ -94,6 +94,8 @@ class DiT(nnx.Module):
         positions at a new resolution. None counts rows and columns by ones.
       time_scale: factor on the timestep; 1 for the index 0…999, 1000 for t ∈ [0, 1].
       freq_denominator: d of the time frequencies 10000^(−i/d); 128 official, 127 as diffusers computes them.
+      label_std: standard deviation of the class embeddings at the start; with the published 0.02 a run of a few thousand
+        steps hardly tells classes apart, UNet and U-ViT begin with 1.
       repa_depth: the block, counted from 1, whose tokens `project` maps to patch features (REPA); 0 for none. REPA
         takes 8.
       repa_width: width of those features, 768 for DINOv2-B.
@@ -145,6 +147,7 @@ class DiT(nnx.Module):
         base_grid: tuple[int, int] | None = None,
         time_scale: float = 1.0,
         freq_denominator: int = 128,
+        label_std: float = 0.02,
         repa_depth: int = 0,
         repa_width: int = 768,
         repa_hidden: int = 2048,
@@ -195,7 +198,7 @@ class DiT(nnx.Module):
         )
         self.time_embed = TimestepEmbedder(width, time_scale=time_scale, freq_denominator=freq_denominator, rngs=rngs)
         if conditioning.num_classes:
-            self.label_embed = LabelEmbedder(conditioning, width, rngs=rngs)
+            self.label_embed = LabelEmbedder(conditioning, width, stddev=label_std, rngs=rngs)
         self.blocks = jax.vmap(make_block)(jax.random.split(rngs.params(), depth))
         self.final = FinalLayer(layers, patch_size**2 * out_channels, modulated=self.adaln, rngs=rngs)
         if repa_depth:

@@ -12,9 +12,9 @@ from optax.contrib import MuonDimensionNumbers
 
 from diffusion_jax.parallel.partition import path_name
 
-# What turns data, times and labels into features and features into the output, and the modulations, which begin at
-# zero: their entries have meanings of their own.
-_NOT_HIDDEN = r"embed|modulation|(^|/)(conv_in|conv_out|final|head)/|depthwise"
+# What turns data, times and labels into features, and features into the output: their entries have meanings of their
+# own. Of modulations only those that follow a hidden layer, as in a transformer's blocks, are products of features.
+_NOT_HIDDEN = r"embed|(^|/)(conv_in|conv_out|final|head)/|depthwise"
 
 # Axes from the last one, (those summed over, those of the output); the first expression found in a name decides.
 _KERNELS = (

@@ -94,8 +94,8 @@ class DiT(nnx.Module):
         positions at a new resolution. None counts rows and columns by ones.
       time_scale: factor on the timestep; 1 for the index 0…999, 1000 for t ∈ [0, 1].
       freq_denominator: d of the time frequencies 10000^(−i/d); 128 official, 127 as diffusers computes them.
-      label_std: standard deviation of the class embeddings at the start; with the published 0.02 a run of a few thousand
-        steps hardly tells classes apart, UNet and U-ViT begin with 1.
+      label_std: standard deviation of the class embeddings at the start, 0.02 official. Runs of a few thousand steps
+        then hardly tell classes apart; UNets and U-ViT begin with 1.
       repa_depth: the block, counted from 1, whose tokens `project` maps to patch features (REPA); 0 for none. REPA
         takes 8.
       repa_width: width of those features, 768 for DINOv2-B.

@@ -259,6 +259,15 @@ def test_initialisation_has_the_specified_limits_and_spreads(fresh):
     assert not np.array_equal(kernels[0], kernels[1])
 
 
+def test_class_embeddings_start_as_wide_as_asked(fresh):
+    options = {"depth": 1, "width": 64, "heads": 4, "patch_size": 2, "label_std": 1.0}
+    spec = ConditioningSpec(num_classes=10, null_class=True)
+    model = DiT(input_shape=(8, 8, 4), out_channels=4, conditioning=spec, **options, rngs=nnx.Rngs(0))
+    wide, official = (model.label_embed.table.embedding[...] for model in (model, fresh))
+    assert np.std(wide) == pytest.approx(1.0, rel=0.1)
+    np.testing.assert_allclose(wide, official * 50, rtol=1e-5, err_msg="the same draw")
+
+
 def test_modulation_learns_only_after_the_head_has_moved(fresh):
     x = jax.random.normal(jax.random.key(1), (2, 8, 8, 4))
     cond = Conditioning(label=jnp.array([1, 2]))

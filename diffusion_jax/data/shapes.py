@@ -147,21 +147,26 @@ def recognise(image: np.ndarray, least: float = 0.7) -> Shape | None:
       least: overlap with its ideal outline, below which nothing is recognised.
 
     Returns:
-      The shape, or None if no region of one colour looks like one.
+      The shape, or None if neither the largest region of one colour nor that of all colours looks like one.
     """
+    nearest = _nearest_colour(image)
+    # The largest region of one colour; and that of any colours, for a shape whose colour lies between two of them.
+    single = max((_largest(nearest == i) for i in range(len(COLOURS))), key=np.count_nonzero)
+    regions = [region for region in (single, _largest(nearest >= 0)) if region.sum() >= 0.005 * region.size]
+    if not regions:
+        return None
+    colours = [list(COLOURS)[np.bincount(nearest[region]).argmax()] for region in regions]
+    shape, overlap = max(map(_best_fit, regions, colours), key=lambda fit: fit[1])
+    return shape if overlap >= least else None
+
+
+def _largest(mask: np.ndarray) -> np.ndarray:
+    """The largest connected region of a mask [H, H], as a mask."""
     from scipy import ndimage
 
-    nearest = _nearest_colour(image)
-    largest, region, found = 0, nearest < 0, ""
-    for i, colour in enumerate(COLOURS):
-        regions, count = ndimage.label(nearest == i)
-        areas = np.bincount(regions.ravel(), minlength=2)[1:]
-        if count and areas.max() > largest:
-            largest, region, found = areas.max(), regions == 1 + areas.argmax(), colour
-    if largest < 0.005 * image.shape[0] ** 2:
-        return None
-    shape, overlap = _best_fit(region, found)
-    return shape if overlap >= least else None
+    regions, _ = ndimage.label(mask)
+    areas = np.bincount(regions.ravel(), minlength=2)[1:]
+    return mask & (regions == 1 + areas.argmax())
 
 
 def _best_fit(region: np.ndarray, colour: str) -> tuple[Shape, float]:

@@ -7,7 +7,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from diffusion_jax.data import DataConfig, batches, open_source
-from diffusion_jax.data.shape_scenes import COLOURS, KINDS, TEXTURES, Shape, draw_scene
+from diffusion_jax.data.shape_scenes import COLOURS, KINDS, TEXTURES, Shape, cover, draw_scene
 from diffusion_jax.data.shapes import Shapes, recognise, shows
 from diffusion_jax.errors import UserError
 
@@ -144,3 +144,18 @@ def test_a_config_opens_it():
 def test_options_that_are_wrong(fields, message):
     with pytest.raises(UserError, match=f"^{message}"):
         open_source(DataConfig(**{"name": "shapes", "image_size": 32, **fields}))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_shape_between_two_colours_is_recognised(kind):
+    size = 64
+    shape = Shape(kind, "orange", 0.5, 0.5, 0.3)
+    rows, columns, coverage = cover(shape, size)
+    image = np.full((size, size, 3), 0.3, np.float32)
+    # From orange on the left to yellow on the right, so that neither colour has the whole shape.
+    share = np.linspace(0, 1, coverage.shape[1])[None, :, None]
+    colour = (1 - share) * COLOURS["orange"] + share * COLOURS["yellow"]
+    image[rows, columns] += coverage[..., None] * (colour - image[rows, columns])
+    found = recognise((image * 255).astype(np.uint8))
+    assert found is not None and found.kind == kind
+    assert found.colour in ("orange", "yellow")

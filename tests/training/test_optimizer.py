@@ -213,3 +213,52 @@ def test_matrices_decay_as_the_rest_does():
     updates, _ = optimizer.update(zero, optimizer.init(params), params)
     np.testing.assert_allclose(optax.apply_updates(params, updates)["conv1"]["kernel"], 0.95, rtol=1e-6)
     np.testing.assert_allclose(optax.apply_updates(params, updates)["bias"], 0.95, rtol=1e-6)
+
+
+def second_update(gradients, **options):
+    """The update of a matrix and a bias by the second of two gradients."""
+    params = jax.tree.map(jnp.zeros_like, gradients[0])
+    optimizer, _ = OPTIMIZERS["muon"](lr=1.0, **options)
+    _, state = optimizer.update(gradients[0], optimizer.init(params), params)
+    return optimizer.update(gradients[1], state, params)[0]
+
+
+@pytest.fixture(scope="module")
+def two_gradients():
+    def draw(seed, size):
+        keys = jax.random.split(jax.random.key(seed))
+        return {"kernel": size * jax.random.normal(keys[0], (24, 40)), "bias": size * jax.random.normal(keys[1], (5,))}
+
+    return draw(0, 1.0), draw(1, 3.0)
+
+
+def test_without_momentum_only_the_last_gradient_counts(two_gradients):
+    alone = second_update((two_gradients[1], two_gradients[1]), momentum=0.0)["kernel"]
+    np.testing.assert_allclose(second_update(two_gradients, momentum=0.0)["kernel"], alone, atol=1e-4)
+    assert np.abs(second_update(two_gradients)["kernel"] - alone).max() > 0.1
+
+
+def test_fewer_iterations_leave_singular_values_wider_apart(two_gradients):
+    spreads = []
+    for steps in (1, 5):
+        scale = np.linalg.svd(second_update(two_gradients, newton_schulz_steps=steps)["kernel"], compute_uv=False)
+        spreads.append(scale.max() / scale.min())
+    assert spreads[0] > 2 * spreads[1]
+
+
+def test_the_rest_moves_by_nadam(two_gradients):
+    biases = [{"bias": gradient["bias"]} for gradient in two_gradients]
+    reference = optax.nadamw(1.0, b1=0.8, b2=0.7, eps=1e-3, weight_decay=0.0)
+    with jax.numpy_dtype_promotion("standard"):
+        _, state = reference.update(biases[0], reference.init(biases[0]), biases[0])
+        want, _ = reference.update(biases[1], state, biases[0])
+    ours = second_update(two_gradients, b1=0.8, b2=0.7, eps=1e-3)
+    np.testing.assert_allclose(ours["bias"], want["bias"], rtol=1e-6)
+
+
+def test_gradients_are_clipped_before_all_else(two_gradients):
+    clipped = [optax.tree.scale(1 / optax.tree.norm(gradient), gradient) for gradient in two_gradients]
+    ours, want = second_update(two_gradients, clip_norm=1.0), second_update(clipped)
+    for name in ("kernel", "bias"):
+        np.testing.assert_allclose(ours[name], want[name], rtol=1e-3, atol=1e-4)
+    assert np.abs(ours["bias"] - second_update(two_gradients)["bias"]).max() > 0.01

@@ -9,7 +9,7 @@
 Most of the training times lie where the kind of the shape is decided: of noised images, a network that is half trained
 restores the right kind from σ/α = 1, but not from 4 and beyond, for a shape is large and its colour far from the
 background. So t = sigmoid(n), n ~ N(1.8, 1), where t/(1 − t) = σ/α; uniform times would spend two thirds below 2. Muon
-gets as far as AdamW in about half the images. Class embeddings begin at a standard deviation of 1: from the published
+gets as far as AdamW in 0.6 of the images. Class embeddings begin at a standard deviation of 1: from the published
 0.02 they grow so little in so few steps that guidance has nothing to work with.
 
 `shapes64_latent_unet` is the same with a UNet.

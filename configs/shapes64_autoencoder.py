@@ -1,4 +1,4 @@
-"""A small KL autoencoder (f = 4, c = 8) of rendered shapes at 64×64, small enough to train on CPU cores.
+"""A small KL autoencoder (f = 4, c = 4) of rendered shapes at 64×64, small enough to train on CPU cores.
 
     diffusion-jax train --config configs/shapes64_autoencoder.py --workdir runs/shapes64/autoencoder
 
@@ -6,9 +6,10 @@ The run's folder is then a first stage by its name:
 
     diffusion-jax train --config … --config.autoencoder.name=kl --config.autoencoder.weights=runs/shapes64/autoencoder
 
-Held-out images come out at 29.4 dB (SSIM 0.925). The penalty weighs a thousand times what it does in LDM: with LDM's
-the reconstructions stay grey for 1500 steps, and a green shape lies no further from the background than that spreads.
-With this one colours come within 300 steps and lie 5 to 8 standard deviations of a channel from the background.
+Held-out images come out at 30.3 dB (SSIM 0.935). Latents are made to be trained in: of a DiT's samples after 32,000
+images, 40 % were right, but 28 % in latents of eight channels behind norms of four groups, which move the latent of a
+colour with whatever surrounds it. The penalty weighs a hundred times what it does in LDM. A hundred times more than that
+loses a quarter of a decibel, but the DiT's samples fall from 52 to 38 %.
 
 There is no adversary: with `--config.discriminator.name=patchgan` and `--config.loss.disc_start=1000` there is one.
 """
@@ -30,37 +31,37 @@ def get_config(variant: str | None = None) -> ConfigDict:
             "ch_mult": (1, 2, 4),
             "num_res_blocks": 1,
             "mid_attention": False,
-            "norm_groups": 4,
-            "z_channels": 8,
-            "embed_dim": 8,
+            "norm_groups": 1,
+            "z_channels": 4,
+            "embed_dim": 4,
         },
-        "loss": {"name": "kl", "kl_weight": 1e-3},
+        "loss": {"name": "kl", "kl_weight": 1e-4},
         "discriminator": {"name": "none"},
         "lpips": {},
         "optimizer": {
-            "name": "adamw",
-            "lr": 1e-3,
+            "name": "muon",
+            "lr": 3e-3,
             "b2": 0.99,
             "schedule": "cosine",
             "warmup_steps": 50,
-            "decay_steps": 2000,
+            "decay_steps": 800,
         },
         "discriminator_optimizer": {"name": "adamw", "lr": 5e-4, "b1": 0.5, "b2": 0.9},
         "ema": {"name": "constant", "max_decay": 0.99},
         "train": {
-            "steps": 2000,
+            "steps": 800,
             "batch_size": 4,
             "log_every": 100,
-            "save_every": 1000,
-            "sample_every": 1000,
-            "eval_every": 1000,
+            "save_every": 400,
+            "sample_every": 400,
+            "eval_every": 400,
         },
         "evaluate": {"split": "test", "num": 256},
         "mesh": {"data": -1},
     }
     if "smoke" in words:
         config["data"] |= {"name": "shapes:images=64", "image_size": 16}
-        config["autoencoder"] |= {"ch": 8, "ch_mult": (1, 2), "norm_groups": 4}
+        config["autoencoder"] |= {"ch": 8, "ch_mult": (1, 2)}
         config["train"] |= {"steps": 2, "batch_size": 8, "log_every": 1, "sample_every": 2, "eval_every": 2}
         config["evaluate"] |= {"num": 8, "batch_size": 1, "grid": 8}
     return ConfigDict(config)

@@ -6,11 +6,11 @@
     diffusion-jax train  --config configs/shapes64_latent_dit.py --workdir runs/shapes64/dit
     diffusion-jax sample --workdir runs/shapes64/dit --out runs/shapes64/dit/samples --num 400 --cfg-scale 2
 
-Most of the training times lie where the kind of the shape is decided: of noised images, a network that is half trained
-restores the right kind from σ/α = 1, but not from 4 and beyond, for a shape is large and its colour far from the
-background. So t = sigmoid(n), n ~ N(1.8, 1), where t/(1 − t) = σ/α; uniform times would spend two thirds below 2. Muon
-gets as far as AdamW in 0.6 of the images. Class embeddings begin at a standard deviation of 1: from the published
-0.02 they grow so little in so few steps that guidance has nothing to work with.
+The training times lie where the kind of the shape is decided: below σ/α = 1 its outline can be seen, beyond 12 nothing
+can. So t = sigmoid(n), n ~ N(1.2, 0.7), where t/(1 − t) = σ/α; uniform times would spend half below 1. Class embeddings
+begin at a standard deviation of 1: from the published 0.02 they grow so little in so few steps that guidance has
+nothing to work with. Batches of 32 cost a tenth more time an image than batches of 64, for Muon orthogonalises twice as
+often, and get as far in 0.8 of the images.
 
 `shapes64_latent_unet` is the same with a UNet.
 """
@@ -36,7 +36,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
             "name": "dit",
             "depth": 6,
             "width": 128,
-            "heads": 4,
+            "heads": 8,
             "patch_size": 2,
             "norm": "rms",
             "mlp": "swiglu",
@@ -47,25 +47,25 @@ def get_config(variant: str | None = None) -> ConfigDict:
         },
         "path": {"name": "linear"},
         "prediction": {"kind": "velocity"},
-        "loss": {"name": "flow_matching", "time_law": "logit_normal", "time_mean": 1.8, "time_std": 1.0},
+        "loss": {"name": "flow_matching", "time_law": "logit_normal", "time_mean": 1.2, "time_std": 0.7},
         "timesteps": {"name": "uniform"},
         "optimizer": {
             "name": "muon",
-            "lr": 5e-3,
+            "lr": 4e-3,
             "clip_norm": 1.0,
             "schedule": "cosine",
-            "warmup_steps": 40,
-            "decay_steps": 2150,
+            "warmup_steps": 80,
+            "decay_steps": 4000,
         },
-        "ema": {"name": "constant", "max_decay": 0.98},
+        "ema": {"name": "constant", "max_decay": 0.99},
         "train": {
-            "steps": 2150,
-            "batch_size": 64,
-            "log_every": 50,
+            "steps": 4000,
+            "batch_size": 32,
+            "log_every": 100,
             "save_every": 500,
-            "sample_every": 2150,
+            "sample_every": 4000,
         },
-        "sampler": {"name": "sde_dpm_solver", "steps": 40},
+        "sampler": {"name": "sde_dpm_solver", "steps": 25},
         "guidance": {"name": "cfg", "cfg_scale": 2.0},
         "sample": {"batch_size": 40, "grid": 40},
     }

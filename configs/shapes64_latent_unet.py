@@ -3,7 +3,7 @@
     diffusion-jax train  --config configs/shapes64_latent_unet.py --workdir runs/shapes64/unet
     diffusion-jax sample --workdir runs/shapes64/unet --out runs/shapes64/unet/samples --num 400 --cfg-scale 2
 
-`shapes64_latent_dit` is the same with a DiT, and has the lines for autoencoder and cache.
+`shapes64_latent_dit` is the same with a DiT, which needs more images, and has the lines for autoencoder and cache.
 """
 
 from ml_collections import ConfigDict
@@ -36,7 +36,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
         },
         "path": {"name": "linear"},
         "prediction": {"kind": "velocity"},
-        "loss": {"name": "flow_matching", "time_law": "logit_normal", "time_mean": 1.8, "time_std": 1.0},
+        "loss": {"name": "flow_matching", "time_law": "logit_normal", "time_mean": 1.2, "time_std": 0.7},
         "timesteps": {"name": "uniform"},
         "optimizer": {
             "name": "muon",
@@ -44,17 +44,17 @@ def get_config(variant: str | None = None) -> ConfigDict:
             "clip_norm": 1.0,
             "schedule": "cosine",
             "warmup_steps": 40,
-            "decay_steps": 1800,
+            "decay_steps": 700,
         },
         "ema": {"name": "constant", "max_decay": 0.98},
         "train": {
-            "steps": 1800,
+            "steps": 700,
             "batch_size": 64,
             "log_every": 50,
             "save_every": 500,
-            "sample_every": 1800,
+            "sample_every": 700,
         },
-        "sampler": {"name": "sde_dpm_solver", "steps": 40},
+        "sampler": {"name": "sde_dpm_solver", "steps": 25},
         "guidance": {"name": "cfg", "cfg_scale": 2.0},
         "sample": {"batch_size": 40, "grid": 40},
     }

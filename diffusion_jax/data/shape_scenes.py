@@ -34,6 +34,7 @@ EXTENTS = {
 }
 
 SHADE = 0.15  # how much darker a shape is at its lower end
+BRIGHTEST_GROUND = 0.59  # of any channel of a background; the brightest of a shape has 0.637 at least, that of green
 CLOUD_CELLS = 6
 PLACING_TRIES = 8
 

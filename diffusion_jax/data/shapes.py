@@ -6,7 +6,18 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from diffusion_jax.data.shape_scenes import COLOURS, EXTENTS, KINDS, Scene, Shape, cover, draw_scene, render, segment
+from diffusion_jax.data.shape_scenes import (
+    BRIGHTEST_GROUND,
+    COLOURS,
+    EXTENTS,
+    KINDS,
+    Scene,
+    Shape,
+    cover,
+    draw_scene,
+    render,
+    segment,
+)
 from diffusion_jax.data.sources import Record
 from diffusion_jax.errors import UserError, did_you_mean
 
@@ -147,15 +158,18 @@ def recognise(image: np.ndarray, least: float = 0.7) -> Shape | None:
       least: overlap with its ideal outline, below which nothing is recognised.
 
     Returns:
-      The shape, or None if neither the largest region of one colour nor that of all colours looks like one.
+      The shape, or None if neither the largest region of one colour nor the largest bright one looks like one.
     """
+    distance = _colour_distances(image)
     nearest = _nearest_colour(image)
-    # The largest region of one colour; and that of any colours, for a shape whose colour lies between two of them.
+    # The largest region of one colour; and of whatever is too bright for a background, for a shape whose colour lies
+    # between two of the palette or runs from one into another.
     single = max((_largest(nearest == i) for i in range(len(COLOURS))), key=np.count_nonzero)
-    regions = [region for region in (single, _largest(nearest >= 0)) if region.sum() >= 0.005 * region.size]
+    bright = _largest(image.max(-1) > 255 * BRIGHTEST_GROUND)
+    regions = [region for region in (single, bright) if 0.005 <= region.mean() <= 0.5]
     if not regions:
         return None
-    colours = [list(COLOURS)[np.bincount(nearest[region]).argmax()] for region in regions]
+    colours = [list(COLOURS)[np.bincount(distance[region].argmin(-1)).argmax()] for region in regions]
     shape, overlap = max(map(_best_fit, regions, colours), key=lambda fit: fit[1])
     return shape if overlap >= least else None
 
@@ -212,9 +226,14 @@ def _climb(region: np.ndarray, shape: Shape) -> tuple[Shape, float]:
 
 def _nearest_colour(image: np.ndarray) -> np.ndarray:
     """The number of the shape colour at each pixel [H, W], −1 where none is near."""
-    palette = np.array(list(COLOURS.values()), np.float32)
-    distance = np.linalg.norm(image[..., None, :].astype(np.float32) / 255 - 0.93 * palette, axis=-1)
+    distance = _colour_distances(image)
     return np.where(distance.min(-1) < 0.3, distance.argmin(-1), -1)
+
+
+def _colour_distances(image: np.ndarray) -> np.ndarray:
+    """Distance in RGB, 0 … 1, of each pixel from each colour at medium shade, [H, W, colours]."""
+    palette = np.array(list(COLOURS.values()), np.float32)
+    return np.linalg.norm(image[..., None, :].astype(np.float32) / 255 - 0.93 * palette, axis=-1)
 
 
 def _overlap(a: np.ndarray, b: np.ndarray) -> float:

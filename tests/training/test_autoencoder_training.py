@@ -80,7 +80,7 @@ def test_a_run_is_not_continued_as_another(run):
 def test_diffusion_takes_weights_architecture_and_scale_from_the_run(run, tmp_path):
     train(diffusion_config(run), tmp_path)
     system, _, _, first_stage = restore_for_sampling(tmp_path)
-    assert system.latent_shape == (8, 8, 8)
+    assert system.latent_shape == (8, 8, 4)
     _, mesh, model, _ = restore_for_sampling(tmp_path, overrides=["--config.mesh.fsdp=2"])
     assert dict(mesh.shape) == {**dict(mesh.shape), "data": 4, "fsdp": 2}
     kernel = model.blocks.mlp.fc1.kernel[...]

@@ -147,7 +147,8 @@ def shows(image: np.ndarray, shape: Shape) -> float:
       Intersection over union, 0 … 1, of the pixels of its colour around its box and the pixels it should cover.
     """
     rows, columns, coverage = cover(shape, image.shape[0])
-    return _overlap(_nearest_colour(image[rows, columns]) == list(COLOURS).index(shape.colour), coverage >= 0.5)
+    nearest = _nearest_colour(_colour_distances(image[rows, columns]))
+    return _overlap(nearest == list(COLOURS).index(shape.colour), coverage >= 0.5)
 
 
 def recognise(image: np.ndarray, least: float = 0.7) -> Shape | None:
@@ -161,9 +162,9 @@ def recognise(image: np.ndarray, least: float = 0.7) -> Shape | None:
       The shape, or None if neither the largest region of one colour nor the largest bright one looks like one.
     """
     distance = _colour_distances(image)
-    nearest = _nearest_colour(image)
+    nearest = _nearest_colour(distance)
     # The largest region of one colour; and of whatever is too bright for a background, for a shape whose colour lies
-    # between two of the palette or runs from one into another.
+    # between two of the palette or runs from one into another. No shape takes more than 0.37 of its image.
     single = max((_largest(nearest == i) for i in range(len(COLOURS))), key=np.count_nonzero)
     bright = _largest(image.max(-1) > 255 * BRIGHTEST_GROUND)
     regions = [region for region in (single, bright) if 0.005 <= region.mean() <= 0.5]
@@ -224,9 +225,8 @@ def _climb(region: np.ndarray, shape: Shape) -> tuple[Shape, float]:
     return shape, best
 
 
-def _nearest_colour(image: np.ndarray) -> np.ndarray:
-    """The number of the shape colour at each pixel [H, W], −1 where none is near."""
-    distance = _colour_distances(image)
+def _nearest_colour(distance: np.ndarray) -> np.ndarray:
+    """The number of the shape colour at each pixel [H, W], −1 where none is near, of `_colour_distances`."""
     return np.where(distance.min(-1) < 0.3, distance.argmin(-1), -1)
 
 

@@ -147,8 +147,9 @@ def shows(image: np.ndarray, shape: Shape) -> float:
       Intersection over union, 0 … 1, of the pixels of its colour around its box and the pixels it should cover.
     """
     rows, columns, coverage = cover(shape, image.shape[0])
-    nearest = _nearest_colour(_colour_distances(image[rows, columns]))
-    return _overlap(nearest == list(COLOURS).index(shape.colour), coverage >= 0.5)
+    distance = _colour_distances(image[rows, columns])
+    seen = (distance.argmin(-1) == list(COLOURS).index(shape.colour)) & (distance.min(-1) < 0.3)
+    return _overlap(seen, coverage >= 0.5)
 
 
 def recognise(image: np.ndarray, least: float = 0.7) -> Shape | None:
@@ -159,19 +160,14 @@ def recognise(image: np.ndarray, least: float = 0.7) -> Shape | None:
       least: overlap with its ideal outline, below which nothing is recognised.
 
     Returns:
-      The shape, or None if neither the largest region of one colour nor the largest bright one looks like one.
+      The shape, or None if the largest region brighter than any background does not look like one.
     """
-    distance = _colour_distances(image)
-    nearest = _nearest_colour(distance)
-    # The largest region of one colour; and of whatever is too bright for a background, for a shape whose colour lies
-    # between two of the palette or runs from one into another. No shape takes more than 0.37 of its image.
-    single = max((_largest(nearest == i) for i in range(len(COLOURS))), key=np.count_nonzero)
-    bright = _largest(image.max(-1) > 255 * BRIGHTEST_GROUND)
-    regions = [region for region in (single, bright) if 0.005 <= region.mean() <= 0.5]
-    if not regions:
+    # By brightness and not by colour: a shape's may lie between two of the palette, or run from one into another.
+    region = _largest(image.max(-1) > 255 * BRIGHTEST_GROUND)
+    if not 0.005 <= region.mean() <= 0.5:  # no shape takes more than 0.37 of its image
         return None
-    colours = [list(COLOURS)[np.bincount(distance[region].argmin(-1)).argmax()] for region in regions]
-    shape, overlap = max(map(_best_fit, regions, colours), key=lambda fit: fit[1])
+    colour = list(COLOURS)[np.bincount(_colour_distances(image)[region].argmin(-1)).argmax()]
+    shape, overlap = _best_fit(region, colour)
     return shape if overlap >= least else None
 
 
@@ -223,11 +219,6 @@ def _climb(region: np.ndarray, shape: Shape) -> tuple[Shape, float]:
                     if moved.radius > step and (found := overlap(moved)) > best:
                         shape, best, better = moved, found, True
     return shape, best
-
-
-def _nearest_colour(distance: np.ndarray) -> np.ndarray:
-    """The number of the shape colour at each pixel [H, W], −1 where none is near, of `_colour_distances`."""
-    return np.where(distance.min(-1) < 0.3, distance.argmin(-1), -1)
 
 
 def _colour_distances(image: np.ndarray) -> np.ndarray:

@@ -60,8 +60,8 @@ class ShapesScorer:
             "reference": self.reference.describe(),
             "extractor": {"name": "shapes-recogniser", "least_overlap": LEAST_OVERLAP},
             "conventions": {
-                "class_agreement": "share of the images whose largest region of one colour, or brighter than any "
-                "background, fits the outline of the label's kind best and overlaps it by least_overlap",
+                "class_agreement": "share of the images whose largest region brighter than any background "
+                "fits the outline of the label's kind best and overlaps it by least_overlap",
                 "held_out": "the same of rendered images of the test split",
             },
             "warnings": [],

@@ -14,11 +14,11 @@ from diffusion_jax.models.group_norm import GroupNorm
 from diffusion_jax.models.precision import Precision
 from diffusion_jax.models.remat import RematPolicy, remat
 from diffusion_jax.models.residual_block import ResBlock
+from diffusion_jax.models.scan_blocks import scan_blocks
 from diffusion_jax.models.swin import PatchExpanding, PatchMerging, SwinBlock, add
 from diffusion_jax.models.text_features import Text
 from diffusion_jax.models.transformer import CrossAttention, Linear
 from diffusion_jax.models.unet_attention import AttentionBlock
-from diffusion_jax.parallel.platform import on_one_cpu
 
 BlockKind = Literal["swin", "conv"]
 Skips = Literal["level", "block", "none"]
@@ -261,11 +261,7 @@ class SwinLevel(nnx.Module):
             x = block(x, context.embedding, context.text)
             return x, x if self.skips == "block" else None
 
-        # A CPU spends up to a tenth of a level's time on copying what a loop hands from its forward to its backward
-        # pass. Under remat there is little of that, and without a loop XLA would merge recomputation and forward pass.
-        unroll = self.remat == "none" and on_one_cpu()
-        body = remat(body, self.remat)
-        out, outputs = jax.lax.scan(body, x, self.stack, unroll=unroll)  # [B, H, W, C], [depth, B, H, W, C]
+        out, outputs = scan_blocks(body, x, self.stack, self.remat)  # [B, H, W, C], [depth, B, H, W, C]
         return out, handed_over(self.skips, x, [out] if outputs is None else list(outputs))
 
 

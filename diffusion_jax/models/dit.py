@@ -25,8 +25,9 @@ from diffusion_jax.models.embeddings import LabelEmbedder, TimestepEmbedder, sin
 from diffusion_jax.models.patches import patch_grid, patchify, unpatchify
 from diffusion_jax.models.precision import DTypeName, Precision
 from diffusion_jax.models.projector import Projector
-from diffusion_jax.models.remat import RematPolicy, remat
+from diffusion_jax.models.remat import RematPolicy
 from diffusion_jax.models.rotary import rotary_2d
+from diffusion_jax.models.scan_blocks import scan_blocks
 from diffusion_jax.models.transformer import Linear, QKNorm
 
 
@@ -269,7 +270,7 @@ class DiT(nnx.Module):
 
         start = (tokens, jnp.zeros_like(tokens) if tap else None)
         layers = (np.arange(1, self.depth + 1), self.blocks)
-        (tokens, tapped), _ = jax.lax.scan(remat(body, self.remat), start, layers)
+        (tokens, tapped), _ = scan_blocks(body, start, layers, self.remat)
         return jax.tree.map(lambda tokens: tokens[:, :count], (tokens, tapped))  # [B, N, D]
 
     def _to_image(self, tokens: jax.Array, condition: jax.Array) -> jax.Array:

@@ -13,7 +13,8 @@ from diffusion_jax.models.embeddings import LabelEmbedder, TimestepEmbedder, sin
 from diffusion_jax.models.norms import LayerNorm
 from diffusion_jax.models.patches import patch_grid, patchify, unpatchify
 from diffusion_jax.models.precision import DTypeName, Precision
-from diffusion_jax.models.remat import RematPolicy, remat
+from diffusion_jax.models.remat import RematPolicy
+from diffusion_jax.models.scan_blocks import scan_blocks
 from diffusion_jax.models.transformer import MLP, XAVIER_UNIFORM, Linear, SelfAttention
 
 TimeMode = Literal["token", "add"]
@@ -85,7 +86,7 @@ class ViT(nnx.Module):
         def body(x: jax.Array, block: ViTBlock) -> tuple[jax.Array, None]:
             return block(x), None
 
-        x, _ = jax.lax.scan(remat(body, self.remat), x.astype(self.residual_dtype), self.blocks)
+        x, _ = scan_blocks(body, x.astype(self.residual_dtype), self.blocks, self.remat)
         return self.norm(x)
 
 

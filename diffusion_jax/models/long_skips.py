@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.precision import Precision
 from diffusion_jax.models.remat import RematPolicy, remat
+from diffusion_jax.models.scan_blocks import scan_blocks
 from diffusion_jax.models.transformer import Linear
 
 # The published code truncates at ±2, a hundred standard deviations out: at nothing.
@@ -93,9 +94,9 @@ class LongSkips(nnx.Module):
             block, skip = layer
             return block(x, skip, *context), None
 
-        x, skips = jax.lax.scan(remat(down, self.remat), x, self.down)  # [(L − 1)/2, B, N, D]
+        x, skips = scan_blocks(down, x, self.down, self.remat)  # [(L − 1)/2, B, N, D]
         x = remat(lambda x: self.middle(x, *context), self.remat, in_scan=False)(x)
-        x, _ = jax.lax.scan(remat(up, self.remat), x, (self.up, skips[::-1]))
+        x, _ = scan_blocks(up, x, (self.up, skips[::-1]), self.remat)
         return x
 
 

@@ -12,6 +12,7 @@ from diffusion_jax.models.convolution import UNIFORM_FAN_IN, pointwise, uniform
 from diffusion_jax.models.group_norm import GroupNorm
 from diffusion_jax.models.key_stream import KeyStream
 from diffusion_jax.models.norms import LayerNorm
+from diffusion_jax.models.scan_blocks import scan_blocks
 from diffusion_jax.models.transformer import CrossAttention, Linear, SelfAttention
 
 _EPS = 1e-5
@@ -137,6 +138,6 @@ class SpatialTransformer(nnx.Module):
         def body(tokens: jax.Array, block: TransformerBlock) -> tuple[jax.Array, None]:
             return block(tokens, context, mask), None
 
-        tokens, _ = jax.lax.scan(body, tokens, self.blocks)
+        tokens, _ = scan_blocks(body, tokens, self.blocks, "none")
         h = self.proj_out(tokens).reshape(x.shape)  # [B, H, W, C]
         return (x.astype(jnp.float32) + h.astype(jnp.float32)).astype(x.dtype)

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.sharding import AbstractDevice, AbstractMesh
 
 from diffusion_jax import keys
 from diffusion_jax.errors import UserError
@@ -160,19 +159,6 @@ def test_every_parameter_is_used_and_rematerialisation_changes_no_gradient(optio
         again = gradient(make(TEXT, remat="full"), *inputs())
         for (_, a), b in zip(leaves, jax.tree.leaves(again), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(a).max() + 1e-5)
-
-
-@pytest.mark.parametrize(
-    ("platform", "devices", "remat", "at_once"),
-    [("cpu", 1, "none", 2), ("cpu", 1, "full", 1), ("cpu", 2, "none", 1), ("tpu", 1, "none", 1)],
-)
-def test_a_level_is_a_loop_except_on_one_cpu_that_keeps_everything(platform, devices, remat, at_once):
-    model, arguments = abstract(remat=remat), inputs()
-    device = AbstractDevice(device_kind="", num_cores=1, platform=platform)
-    with jax.sharding.use_abstract_mesh(AbstractMesh((devices,), ("data",), abstract_device=device)):
-        traced = jax.make_jaxpr(lambda model, *args: model(*args))(model, *arguments)
-    unrolled = [equation.params["unroll"] for equation in traced.eqns if equation.primitive.name == "scan"]
-    assert unrolled == [at_once, 1]  # of two blocks and of one
 
 
 @pytest.mark.parametrize("encoder", ["swin", "conv"])

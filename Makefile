@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DEMO := runs/digits
 LATENT := runs/shapes64
 
-.PHONY: demo demo-latent demo-latent-dit demo-latent-unet test test-slow lint clean
+.PHONY: demo demo-latent demo-latent-dit demo-latent-dit-begun demo-latent-unet test test-slow lint clean
 
 # Made again whenever the dependencies change.
 $(VENV)/.installed: pyproject.toml
@@ -27,13 +27,21 @@ demo-latent: $(VENV)/.installed
 	$(BIN)/diffusion-jax train --config configs/shapes64_autoencoder.py --workdir $(LATENT)/autoencoder
 	$(BIN)/diffusion-jax encode --autoencoder kl-f4 --weights $(LATENT)/autoencoder --data shapes:images=6000 \
 		--image-size 64 --out $(LATENT)/latents
-	$(MAKE) --no-print-directory -j 2 demo-latent-dit demo-latent-unet
+	$(MAKE) --no-print-directory -j 2 demo-latent-unet demo-latent-dit-begun
+	$(MAKE) --no-print-directory demo-latent-dit
 	@echo "The pictures: samples.png in $(LATENT)/dit/ and $(LATENT)/unet/, reconstructions in $(LATENT)/autoencoder/samples/"
 
-# Side by side with one thread each (XLA reads NPROC): models as small as these gain little from a second core.
+# Models as small as these gain little from a second core: the UNet and the first part of the DiT's training run side by
+# side with one thread each (XLA reads NPROC). Then the DiT resumes with both cores.
+demo-latent-dit-begun: $(VENV)/.installed
+	NPROC=1 $(BIN)/diffusion-jax train --config configs/shapes64_latent_dit.py --workdir $(LATENT)/dit \
+		--config.train.steps=1500
+
+demo-latent-unet: export NPROC := 1
+
 demo-latent-dit demo-latent-unet: demo-latent-%: $(VENV)/.installed
-	NPROC=1 $(BIN)/diffusion-jax train --config configs/shapes64_latent_$*.py --workdir $(LATENT)/$*
-	NPROC=1 $(BIN)/diffusion-jax sample --workdir $(LATENT)/$* --out $(LATENT)/$*/samples --num 400 --cfg-scale 2 --overwrite
+	$(BIN)/diffusion-jax train --config configs/shapes64_latent_$*.py --workdir $(LATENT)/$*
+	$(BIN)/diffusion-jax sample --workdir $(LATENT)/$* --out $(LATENT)/$*/samples --num 400 --cfg-scale 2 --overwrite
 	$(BIN)/diffusion-jax evaluate --samples $(LATENT)/$*/samples/samples.npz --reference shapes \
 		--out $(LATENT)/$*/result.json --overwrite
 	cp $(LATENT)/$*/samples/samples.png $(LATENT)/$*/samples.png

@@ -35,7 +35,7 @@ demo-latent: $(VENV)/.installed
 # side with one thread each (XLA reads NPROC). Then the DiT resumes with both cores.
 demo-latent-dit-begun: $(VENV)/.installed
 	NPROC=1 $(BIN)/diffusion-jax train --config configs/shapes64_latent_dit.py --workdir $(LATENT)/dit \
-		--config.train.steps=1500
+		--config.train.steps=1400
 
 demo-latent-unet: export NPROC := 1
 

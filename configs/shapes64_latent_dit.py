@@ -65,7 +65,6 @@ def get_config(variant: str | None = None) -> ConfigDict:
             "batch_size": 32,
             "log_every": 100,
             "save_every": 500,
-            "sample_every": 2800,
         },
         "sampler": {"name": "sde_dpm_solver", "steps": 25, "shift": 1.7},
         "guidance": {"name": "cfg", "cfg_scale": 2.0},

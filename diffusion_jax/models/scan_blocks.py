@@ -8,6 +8,9 @@ import jax
 from diffusion_jax.models.remat import RematPolicy, remat
 from diffusion_jax.parallel.platform import on_one_cpu
 
+# Compiling takes 0.7 s more a block, which a deep stack, wide as those are, does not win back.
+MOST_UNROLLED = 12
+
 
 def scan_blocks(body: Callable, carry: Any, blocks: Any, policy: RematPolicy) -> tuple[Any, Any]:
     """Runs the blocks of a stack in order, as `jax.lax.scan` does.
@@ -24,5 +27,6 @@ def scan_blocks(body: Callable, carry: Any, blocks: Any, policy: RematPolicy) ->
     """
     # A CPU spends up to a sixth of its time on copying what a loop hands from its forward to its backward pass. Under
     # remat there is little of that, and without a loop XLA would merge recomputation and forward pass.
-    unroll = policy == "none" and on_one_cpu()
+    depth = len(jax.tree.leaves(blocks)[0])
+    unroll = policy == "none" and on_one_cpu() and depth <= MOST_UNROLLED
     return jax.lax.scan(remat(body, policy), carry, blocks, unroll=unroll)

@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DEMO := runs/digits
 LATENT := runs/shapes64
 
-.PHONY: demo demo-latent demo-latent-dit demo-latent-dit-begun demo-latent-unet test test-slow lint clean
+.PHONY: demo demo-latent test test-slow lint clean
 
 # Made again whenever the dependencies change.
 $(VENV)/.installed: pyproject.toml
@@ -23,28 +23,26 @@ demo: $(VENV)/.installed
 	cp $(DEMO)/samples/samples.png $(DEMO)/samples.png
 	@echo "The picture: $(DEMO)/samples.png"
 
+# Trains the DiT or the UNet (resumes one that has begun), samples, scores.
+define latent
+$(BIN)/diffusion-jax train --config configs/shapes64_latent_$(1).py --workdir $(LATENT)/$(1) && \
+$(BIN)/diffusion-jax sample --workdir $(LATENT)/$(1) --out $(LATENT)/$(1)/samples --num 400 --cfg-scale 2 --overwrite && \
+$(BIN)/diffusion-jax evaluate --samples $(LATENT)/$(1)/samples/samples.npz --reference shapes \
+	--out $(LATENT)/$(1)/result.json --overwrite && \
+cp $(LATENT)/$(1)/samples/samples.png $(LATENT)/$(1)/samples.png
+endef
+
+# Models as small as these gain little from a second core, so the UNet and the DiT begin side by side with one thread each
+# (XLA reads NPROC). When the UNet is done the DiT is told to stop, saves itself and resumes with both cores.
 demo-latent: $(VENV)/.installed
 	$(BIN)/diffusion-jax train --config configs/shapes64_autoencoder.py --workdir $(LATENT)/autoencoder
 	$(BIN)/diffusion-jax encode --autoencoder kl-f4 --weights $(LATENT)/autoencoder --data shapes:images=6000 \
 		--image-size 64 --out $(LATENT)/latents
-	$(MAKE) --no-print-directory -j 2 demo-latent-unet demo-latent-dit-begun
-	$(MAKE) --no-print-directory demo-latent-dit
+	export NPROC=1; \
+	$(BIN)/diffusion-jax train --config configs/shapes64_latent_dit.py --workdir $(LATENT)/dit & dit=$$!; \
+	{ $(call latent,unet); }; status=$$?; kill $$dit 2> /dev/null; wait $$dit; exit $$status
+	$(call latent,dit)
 	@echo "The pictures: samples.png in $(LATENT)/dit/ and $(LATENT)/unet/, reconstructions in $(LATENT)/autoencoder/samples/"
-
-# Models as small as these gain little from a second core: the UNet and the first part of the DiT's training run side by
-# side with one thread each (XLA reads NPROC). Then the DiT resumes with both cores.
-demo-latent-dit-begun: $(VENV)/.installed
-	NPROC=1 $(BIN)/diffusion-jax train --config configs/shapes64_latent_dit.py --workdir $(LATENT)/dit \
-		--config.train.steps=1400
-
-demo-latent-unet: export NPROC := 1
-
-demo-latent-dit demo-latent-unet: demo-latent-%: $(VENV)/.installed
-	$(BIN)/diffusion-jax train --config configs/shapes64_latent_$*.py --workdir $(LATENT)/$*
-	$(BIN)/diffusion-jax sample --workdir $(LATENT)/$* --out $(LATENT)/$*/samples --num 400 --cfg-scale 2 --overwrite
-	$(BIN)/diffusion-jax evaluate --samples $(LATENT)/$*/samples/samples.npz --reference shapes \
-		--out $(LATENT)/$*/result.json --overwrite
-	cp $(LATENT)/$*/samples/samples.png $(LATENT)/$*/samples.png
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -45,11 +45,11 @@ def get_config(variant: str | None = None) -> ConfigDict:
             "clip_norm": 1.0,
             "schedule": "cosine",
             "warmup_steps": 40,
-            "decay_steps": 600,
+            "decay_steps": 500,
         },
         "ema": {"name": "constant", "max_decay": 0.98},
         "train": {
-            "steps": 600,
+            "steps": 500,
             "batch_size": 64,
             "log_every": 50,
             "save_every": 500,

@@ -55,6 +55,7 @@ def test_blocks_run_in_order_and_gradients_are_those_of_the_blocks_written_out(p
 )
 def test_the_blocks_are_a_loop_except_few_on_one_cpu_that_keeps_everything(platform, devices, policy, depth, at_once):
     device = AbstractDevice(device_kind="", num_cores=1, platform=platform)
+    shapes = jax.eval_shape(lambda: arguments(depth))
     with jax.sharding.use_abstract_mesh(AbstractMesh((devices,), ("data",), abstract_device=device)):
-        traced = jax.make_jaxpr(lambda weights, x: loss(weights, x, policy))(*arguments(depth))
+        traced = jax.make_jaxpr(lambda weights, x: loss(weights, x, policy))(*shapes)
     assert [equation.params["unroll"] for equation in traced.eqns if equation.primitive.name == "scan"] == [at_once]

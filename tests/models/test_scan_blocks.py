@@ -58,4 +58,6 @@ def test_the_blocks_are_a_loop_except_few_on_one_cpu_that_keeps_everything(platf
     shapes = jax.eval_shape(lambda: arguments(depth))
     with jax.sharding.use_abstract_mesh(AbstractMesh((devices,), ("data",), abstract_device=device)):
         traced = jax.make_jaxpr(lambda weights, x: loss(weights, x, policy))(*shapes)
-    assert [equation.params["unroll"] for equation in traced.eqns if equation.primitive.name == "scan"] == [at_once]
+    (scan,) = (equation for equation in traced.eqns if equation.primitive.name == "scan")
+    assert scan.params["unroll"] == at_once
+    assert ("remat" in str(scan.params["jaxpr"])) == (policy != "none")

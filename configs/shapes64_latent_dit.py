@@ -13,6 +13,8 @@ so little in so few steps that guidance has nothing to work with. Muon's usual m
 with 0.9 the loss falls as far in nine tenths of them. Batches of 32 cost a tenth more time an image than batches of 64,
 for Muon orthogonalises twice as often, and get as far in 0.8 of the images.
 
+Of 1600 samples, four seeds, 97.0 % were right with 40 steps of the sampler and 95.9 % with 25.
+
 `shapes64_latent_unet` is the same with a UNet.
 """
 
@@ -67,7 +69,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
             "log_every": 100,
             "save_every": 500,
         },
-        "sampler": {"name": "sde_dpm_solver", "steps": 25, "shift": 1.7},
+        "sampler": {"name": "sde_dpm_solver", "steps": 40, "shift": 1.7},
         "guidance": {"name": "cfg", "cfg_scale": 2.0},
         "sample": {"batch_size": 40, "grid": 40},
     }

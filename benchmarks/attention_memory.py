@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from diffusion_jax.models.attention import attention
-from diffusion_jax.models.attention_kernels import attention_kernel
-from diffusion_jax.models.remat import RematPolicy, remat
+from diffusion_jax.models.layers.attention import attention
+from diffusion_jax.models.layers.attention_kernels import attention_kernel
+from diffusion_jax.models.layers.remat import RematPolicy, remat
 from diffusion_jax.parallel.mesh import MeshConfig, make_mesh
 from diffusion_jax.parallel.topology import absent_devices, parse_topology
 

@@ -20,8 +20,8 @@ import numpy as np
 from flax import nnx
 from trained import median_seconds
 
-from diffusion_jax.models.convolution import conv3x3
-from diffusion_jax.models.first_stage import FIRST_STAGES
+from diffusion_jax.models.autoencoder.first_stage import FIRST_STAGES
+from diffusion_jax.models.layers.convolution import conv3x3
 from diffusion_jax.models.macs import count_macs
 from diffusion_jax.parallel.hardware import prepare_cpu
 

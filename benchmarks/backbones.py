@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from trained import TrainingStep, median_seconds
 
-from diffusion_jax.models.conditioning import Conditioning
+from diffusion_jax.models.conditioning.parts import Conditioning
 from diffusion_jax.models.presets import preset
 from diffusion_jax.parallel.hardware import prepare_cpu
 from diffusion_jax.parallel.peak import matmul_flops_per_second

@@ -23,7 +23,7 @@ import numpy as np
 import scipy.linalg
 
 from diffusion_jax.evaluation import InceptionV3, frechet_distance, precision_recall
-from diffusion_jax.evaluation.inception_features import InceptionFeatures
+from diffusion_jax.evaluation.networks.inception_features import InceptionFeatures
 from diffusion_jax.parallel.hardware import prepare_cpu
 
 FLOPS_PER_IMAGE = 2 * 5.71e9

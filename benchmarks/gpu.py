@@ -141,8 +141,8 @@ def make_network(name: str, options: argparse.Namespace, remat: str) -> tuple[An
     from flax import nnx
 
     from diffusion_jax.models.backbones import BACKBONES
-    from diffusion_jax.models.conditioned import ClassTokens, Conditioned
-    from diffusion_jax.models.conditioning import Conditioning, ConditioningSpec
+    from diffusion_jax.models.conditioning.encoders import ClassTokens, Conditioned
+    from diffusion_jax.models.conditioning.parts import Conditioning, ConditioningSpec
     from diffusion_jax.models.presets import preset
 
     labels = ConditioningSpec(num_classes=CLASSES, null_class=True)
@@ -164,7 +164,7 @@ def forward_macs(network: Any) -> int:
     """Multiply-adds of one forward pass of one image."""
     import jax.numpy as jnp
 
-    from diffusion_jax.models.conditioning import Conditioning
+    from diffusion_jax.models.conditioning.parts import Conditioning
     from diffusion_jax.models.macs import count_macs
 
     label = jnp.zeros(1, jnp.int32)
@@ -180,8 +180,8 @@ def measure_training(name: str, options: argparse.Namespace) -> dict[str, Any]:
     from diffusion_jax.diffusion.losses import SimpleLoss
     from diffusion_jax.diffusion.paths import DiscretePath
     from diffusion_jax.diffusion.predictions import Prediction
+    from diffusion_jax.optim.optimizer import adamw
     from diffusion_jax.training.ema import ema_update
-    from diffusion_jax.training.optimizer import adamw
 
     path, prediction, loss = DiscretePath(), Prediction("epsilon"), SimpleLoss()
     optimizer, _ = adamw(lr=LEARNING_RATE)

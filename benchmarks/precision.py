@@ -15,9 +15,9 @@ from diffusion_jax.config import load_config
 from diffusion_jax.data import batches, open_source
 from diffusion_jax.parallel.hardware import prepare_cpu
 from diffusion_jax.parallel.mesh import make_mesh, replicated
+from diffusion_jax.runs.system import SCHEMA, DatasetFacts, System
+from diffusion_jax.training.diffusion_step import make_train_step
 from diffusion_jax.training.setup import abstract_state, new_state, shardings_of
-from diffusion_jax.training.step import make_train_step
-from diffusion_jax.training.system import SCHEMA, DatasetFacts, System
 
 SMALL = ["model.depth=4", "model.width=64", "model.heads=4", "train.batch_size=64", "optimizer.lr=1e-3"]
 PARTS = 10

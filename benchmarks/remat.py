@@ -16,7 +16,7 @@ from collections.abc import Callable
 import jax
 from trained import TrainingStep
 
-from diffusion_jax.models.dit import dit_config
+from diffusion_jax.models.dit.dit import dit_config
 from diffusion_jax.parallel.hardware import prepare_cpu
 
 POLICIES = ("none", "dots", "full")

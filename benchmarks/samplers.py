@@ -24,8 +24,8 @@ from diffusion_jax.diffusion.paths import DiscretePath, Path
 from diffusion_jax.diffusion.paths.flow import LinearPath
 from diffusion_jax.diffusion.predictions import Prediction
 from diffusion_jax.diffusion.samplers import DDIM, SAMPLERS, Sampler, initial_noise, sample
-from diffusion_jax.models.conditioning import Conditioning, ConditioningSpec
-from diffusion_jax.models.dit import DiT, dit_config
+from diffusion_jax.models.conditioning.parts import Conditioning, ConditioningSpec
+from diffusion_jax.models.dit.dit import DiT, dit_config
 from diffusion_jax.models.macs import count_macs
 from diffusion_jax.parallel.hardware import prepare_cpu
 from diffusion_jax.parallel.peak import matmul_flops_per_second

@@ -13,7 +13,7 @@ import statistics
 import jax
 from trained import TrainingStep
 
-from diffusion_jax.models.dit import dit_config
+from diffusion_jax.models.dit.dit import dit_config
 from diffusion_jax.parallel.hardware import prepare_cpu
 from diffusion_jax.parallel.peak import matmul_flops_per_second
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from diffusion_jax.config import complete
 from diffusion_jax.parallel.mesh import MeshConfig, make_mesh, replicated
+from diffusion_jax.runs.system import SCHEMA, DatasetFacts, System
+from diffusion_jax.training.diffusion_step import make_train_step
 from diffusion_jax.training.setup import abstract_state, new_state, shardings_of
-from diffusion_jax.training.step import make_train_step
-from diffusion_jax.training.system import SCHEMA, DatasetFacts, System
 
 CLASSES = 1000
 

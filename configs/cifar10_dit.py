@@ -12,7 +12,7 @@ CIFAR-10 (arXiv 2209.12152), which reaches FID 3.11 without labels.
 from ml_collections import ConfigDict
 
 from diffusion_jax.config import variant_words
-from diffusion_jax.models.dit import DIT_SIZES, dit_config
+from diffusion_jax.models.dit.dit import DIT_SIZES, dit_config
 
 VARIANTS = [f"{size}/{patch}" for size in DIT_SIZES for patch in (2, 4, 8)]
 

@@ -13,7 +13,7 @@ length are those of LDM-8 (reconstructed).
 from ml_collections import ConfigDict
 
 from diffusion_jax.config import variant_words
-from diffusion_jax.models.noisy_classifier import classifier_config
+from diffusion_jax.models.unet.noisy_classifier import classifier_config
 
 
 def get_config(variant: str | None = None) -> ConfigDict:

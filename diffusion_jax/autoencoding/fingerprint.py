@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.models.first_stage import Identity, KLFirstStage, VQFirstStage
+from diffusion_jax.models.autoencoder.first_stage import Identity, KLFirstStage, VQFirstStage
 from diffusion_jax.parallel.partition import path_name
 
 LENGTH = 16

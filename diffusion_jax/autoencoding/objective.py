@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from diffusion_jax.autoencoding.losses import KLLoss, VQLoss, adaptive_weight
-from diffusion_jax.models.autoencoder import Autoencoder, AutoencoderKL, AutoencoderVQ
-from diffusion_jax.models.discriminator import NormStats, PatchDiscriminator
-from diffusion_jax.models.lpips import LPIPS
-from diffusion_jax.models.quantizer import codebook_loss, codebook_use
+from diffusion_jax.models.autoencoder.autoencoder import Autoencoder, AutoencoderKL, AutoencoderVQ
+from diffusion_jax.models.autoencoder.discriminator import NormStats, PatchDiscriminator
+from diffusion_jax.models.autoencoder.lpips import LPIPS
+from diffusion_jax.models.autoencoder.quantizer import codebook_loss, codebook_use
 
 Metrics = dict[str, jax.Array]
 Stats = tuple[NormStats, ...]

@@ -25,7 +25,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues) -> None:
     """Runs the command."""
-    from diffusion_jax.training.posthoc import reconstruct
+    from diffusion_jax.runs.posthoc_ema import reconstruct
 
     reconstruct(pathlib.Path(values.workdir), pathlib.Path(values.out), values.sigma_rel, values.step)
     print(f"{values.out}: an average of width {values.sigma_rel}; sample from it with --workdir {values.out}")

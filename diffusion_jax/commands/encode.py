@@ -41,14 +41,14 @@ def define_flags(values: flags.FlagValues) -> None:
 def run(values: flags.FlagValues) -> None:
     """Runs the command."""
     start_process(values)
+    from diffusion_jax.autoencoding.latent_cache import EncodeConfig, with_any_scale, write_cache
     from diffusion_jax.config import load_config, override
     from diffusion_jax.data import DataConfig, open_source
     from diffusion_jax.errors import UserError
-    from diffusion_jax.models.autoencoder import AUTOENCODERS, VQ_AUTOENCODERS
+    from diffusion_jax.models.autoencoder.autoencoder import AUTOENCODERS, VQ_AUTOENCODERS
     from diffusion_jax.parallel import processes
-    from diffusion_jax.training.first_stage_runs import as_trained, load_first_stage, trained_kind
-    from diffusion_jax.training.latent_cache import EncodeConfig, with_any_scale, write_cache
-    from diffusion_jax.training.system import SCHEMA
+    from diffusion_jax.runs.system import SCHEMA
+    from diffusion_jax.runs.trained_first_stage import as_trained, load_first_stage, trained_kind
 
     how = EncodeConfig(values.dtype, values.batch_size, values.shard_size)
     if values.config is not None:

@@ -108,7 +108,7 @@ def open_samples(values: flags.FlagValues) -> "ImageSet":
     from diffusion_jax.evaluation.image_sets import SampleFile
 
     if values.workdir is not None:
-        from diffusion_jax.commands.generated import GeneratedImages
+        from diffusion_jax.sampling.request import GeneratedImages
 
         return GeneratedImages(values, pathlib.Path(values.save_samples) if values.save_samples else None)
     path = pathlib.Path(values.samples)

@@ -27,8 +27,8 @@ from absl import flags
 from diffusion_jax.commands.flags import define_process_flags, start_process
 
 if TYPE_CHECKING:
-    from diffusion_jax.training.generation import Guides
-    from diffusion_jax.training.system import System
+    from diffusion_jax.runs.system import System
+    from diffusion_jax.sampling.generation import Guides
 
 GRID = 100
 SECTIONS = ("sampler", "guidance", "sample")
@@ -78,10 +78,10 @@ def run(values: flags.FlagValues) -> None:
     start_process(values)
     import numpy as np
 
-    from diffusion_jax.commands.generated import GeneratedImages
     from diffusion_jax.errors import UserError
     from diffusion_jax.parallel import processes
     from diffusion_jax.pictures import grid, save
+    from diffusion_jax.sampling.request import GeneratedImages
 
     out = pathlib.Path(values.out)
     archive = out / "samples.npz"
@@ -120,7 +120,7 @@ def open_guides(values: flags.FlagValues, system: "System") -> "Guides":
     from diffusion_jax.diffusion.guidance import Autoguidance
     from diffusion_jax.errors import UserError
     from diffusion_jax.imports import import_function
-    from diffusion_jax.training.generation import Guides
+    from diffusion_jax.sampling.generation import Guides
 
     weak = classifier = None
     if values.guide_workdir is not None:
@@ -151,7 +151,7 @@ def open_guide(
 ) -> Any:
     """The model of a run that is to guide another; raises a `UserError` unless the named parts of both are the same."""
     from diffusion_jax.errors import UserError
-    from diffusion_jax.training.restore import restore_for_sampling
+    from diffusion_jax.runs.open_run import restore_for_sampling
 
     other, _, model, _ = restore_for_sampling(workdir, step)
     if other.classifies != classifies:

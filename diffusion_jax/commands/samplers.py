@@ -19,7 +19,7 @@ def define_flags(values: flags.FlagValues) -> None:
 def run(values: flags.FlagValues) -> None:
     """Runs the command."""
     from diffusion_jax.diffusion.samplers import SAMPLERS
-    from diffusion_jax.training.system import SCHEMA
+    from diffusion_jax.runs.system import SCHEMA
 
     print(f"{'name':<22}{'order':<16}{'calls of N steps':<26}for")
     for name, sampler in SAMPLERS.items():

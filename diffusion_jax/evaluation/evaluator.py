@@ -10,14 +10,14 @@ from jax.experimental import multihost_utils
 
 import diffusion_jax
 from diffusion_jax.errors import UserError, did_you_mean
-from diffusion_jax.evaluation.combined_features import CombinedFeatures
-from diffusion_jax.evaluation.frechet import frechet_distance
-from diffusion_jax.evaluation.inception_score import inception_score
-from diffusion_jax.evaluation.kid import clip_distance, kernel_distance
-from diffusion_jax.evaluation.precision_recall import precision_recall
+from diffusion_jax.evaluation.metrics.feature_statistics import FeatureStatistics
+from diffusion_jax.evaluation.metrics.frechet import frechet_distance
+from diffusion_jax.evaluation.metrics.inception_score import inception_score
+from diffusion_jax.evaluation.metrics.kid import clip_distance, kernel_distance
+from diffusion_jax.evaluation.metrics.precision_recall import precision_recall
+from diffusion_jax.evaluation.networks.combined_features import CombinedFeatures
 from diffusion_jax.evaluation.protocols import Protocol
 from diffusion_jax.evaluation.references import KEYS, Reference
-from diffusion_jax.evaluation.statistics import FeatureStatistics
 
 METRIC_NEEDS = {
     "fid": "2048",

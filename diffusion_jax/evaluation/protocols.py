@@ -4,8 +4,8 @@ import dataclasses
 from typing import Any, Literal
 
 from diffusion_jax.errors import UserError, did_you_mean
-from diffusion_jax.evaluation.inception_score import DEFAULT_SPLITS, SplitConvention
-from diffusion_jax.evaluation.resize import ResizeRule, ScaleRule, VisionResizeRule
+from diffusion_jax.evaluation.metrics.inception_score import DEFAULT_SPLITS, SplitConvention
+from diffusion_jax.evaluation.networks.resize import ResizeRule, ScaleRule, VisionResizeRule
 from diffusion_jax.pictures import Uint8Rule
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.evaluation.combined_features import CombinedFeatures
 from diffusion_jax.evaluation.image_sets import DAMAGE, ImageSet, SampleFile, told
-from diffusion_jax.evaluation.statistics import FeatureStatistics
+from diffusion_jax.evaluation.metrics.feature_statistics import FeatureStatistics
+from diffusion_jax.evaluation.networks.combined_features import CombinedFeatures
 from diffusion_jax.files import open_atomically
 
 Moments = tuple[np.ndarray, np.ndarray]

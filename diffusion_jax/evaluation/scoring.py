@@ -8,8 +8,8 @@ from typing import Protocol as Interface
 
 from diffusion_jax.data.digits import NATIVE_SIZE
 from diffusion_jax.errors import UserError, did_you_mean
-from diffusion_jax.evaluation import metrics as digits_metrics
-from diffusion_jax.evaluation.combined_features import CombinedFeatures
+from diffusion_jax.evaluation.digits import measure as digits_metrics
+from diffusion_jax.evaluation.digits.extractor import extractor_for
 from diffusion_jax.evaluation.evaluator import (
     METRIC_NEEDS,
     Evaluator,
@@ -18,15 +18,21 @@ from diffusion_jax.evaluation.evaluator import (
     check_references,
     full_result,
 )
-from diffusion_jax.evaluation.extractors import extractor_for
 from diffusion_jax.evaluation.image_sets import ImageSet, open_image_set, told
-from diffusion_jax.evaluation.inception_features import InceptionFeatures
-from diffusion_jax.evaluation.inception_weights import load_inception
+from diffusion_jax.evaluation.networks.combined_features import CombinedFeatures
+from diffusion_jax.evaluation.networks.inception_features import InceptionFeatures
+from diffusion_jax.evaluation.networks.inception_weights import load_inception
+from diffusion_jax.evaluation.networks.vision_features import VisionFeatures
+from diffusion_jax.evaluation.networks.vision_weights import (
+    CLIP,
+    DINOV2,
+    VisionKind,
+    find_weights,
+    read_vision_transformer,
+)
 from diffusion_jax.evaluation.protocols import Protocol, protocol_named
 from diffusion_jax.evaluation.references import is_statistics_file, read_reference, reference_from_images
-from diffusion_jax.evaluation.shape_scoring import ShapesScorer
-from diffusion_jax.evaluation.vision_features import VisionFeatures
-from diffusion_jax.evaluation.vision_weights import CLIP, DINOV2, VisionKind, find_weights, read_vision_transformer
+from diffusion_jax.evaluation.shapes_scorer import ShapesScorer
 from diffusion_jax.pictures import ROUNDED, Uint8Rule
 
 DIGITS_METRICS = ("frechet_distance", "class_agreement")

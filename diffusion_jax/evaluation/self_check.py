@@ -7,13 +7,13 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from diffusion_jax.evaluation.frechet import frechet_distance
-from diffusion_jax.evaluation.inception import InceptionV3, inception_entries
-from diffusion_jax.evaluation.inception_features import InceptionFeatures
-from diffusion_jax.evaluation.inception_score import inception_score
-from diffusion_jax.evaluation.kid import kernel_distance
-from diffusion_jax.evaluation.precision_recall import precision_recall
-from diffusion_jax.evaluation.statistics import FeatureStatistics
+from diffusion_jax.evaluation.metrics.feature_statistics import FeatureStatistics
+from diffusion_jax.evaluation.metrics.frechet import frechet_distance
+from diffusion_jax.evaluation.metrics.inception_score import inception_score
+from diffusion_jax.evaluation.metrics.kid import kernel_distance
+from diffusion_jax.evaluation.metrics.precision_recall import precision_recall
+from diffusion_jax.evaluation.networks.inception import InceptionV3, inception_entries
+from diffusion_jax.evaluation.networks.inception_features import InceptionFeatures
 from diffusion_jax.interop.mapping import load_state_dict, parameter_paths
 
 DRAWN_WEIGHTS_SEED = 20151205

@@ -14,8 +14,8 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.interop.autoencoder_names import autoencoder_entries, recognise_naming
 from diffusion_jax.interop.mapping import load_state_dict
 from diffusion_jax.interop.readers import open_state_dict
-from diffusion_jax.models.autoencoder import AUTOENCODERS, Autoencoder, AutoencoderKL, AutoencoderVQ
-from diffusion_jax.models.first_stage import KLFirstStage, VQFirstStage
+from diffusion_jax.models.autoencoder.autoencoder import AUTOENCODERS, Autoencoder, AutoencoderKL, AutoencoderVQ
+from diffusion_jax.models.autoencoder.first_stage import KLFirstStage, VQFirstStage
 
 AnyFirstStage = TypeVar("AnyFirstStage", KLFirstStage, VQFirstStage)
 

@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Iterable
 
 from diffusion_jax.interop.mapping import ConvAsLinear, Entry, conv, linear, norm
-from diffusion_jax.models.autoencoder import Autoencoder, AutoencoderVQ
-from diffusion_jax.models.autoencoder_blocks import ResBlock
+from diffusion_jax.models.autoencoder.autoencoder import Autoencoder, AutoencoderVQ
+from diffusion_jax.models.autoencoder.blocks import ResBlock
 
 
 @dataclasses.dataclass(frozen=True)

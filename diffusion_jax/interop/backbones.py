@@ -11,7 +11,7 @@ from diffusion_jax.interop.mapping import Entry, load_state_dict
 from diffusion_jax.interop.unet import unet_entries
 from diffusion_jax.interop.uvit import uvit_entries
 from diffusion_jax.models.backbones import abstract_backbone
-from diffusion_jax.models.conditioning import UNCONDITIONAL, ConditioningSpec
+from diffusion_jax.models.conditioning.parts import UNCONDITIONAL, ConditioningSpec
 
 
 class OfficialNames(NamedTuple):

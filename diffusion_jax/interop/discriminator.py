@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diffusion_jax.interop.mapping import Entry, PerChannel, conv, load_state_dict, norm
-from diffusion_jax.models.discriminator import BatchNorm, NormStats, PatchDiscriminator
+from diffusion_jax.models.autoencoder.discriminator import BatchNorm, NormStats, PatchDiscriminator
 
 
 def discriminator_entries(model: PatchDiscriminator) -> list[Entry]:

@@ -7,8 +7,8 @@ import numpy as np
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.interop.mapping import ConvAsLinear, Entry, conv, linear, norm
-from diffusion_jax.models.dit import DiT
-from diffusion_jax.models.embeddings import sincos_2d
+from diffusion_jax.models.dit.dit import DiT
+from diffusion_jax.models.layers.embeddings import sincos_2d
 
 UNUSED = ("pos_embed", "feat_rope.*", "projectors.*")
 """Official names that a model may have no use for: constants, and a projector that only training needs."""

@@ -15,8 +15,8 @@ from flax import nnx
 from diffusion_jax.errors import UserError
 from diffusion_jax.interop.mapping import ConvAsLinear, Entry, conv, linear, load_state_dict
 from diffusion_jax.interop.readers import open_state_dict
-from diffusion_jax.models.conditioning import ConditioningSpec
-from diffusion_jax.models.dit import DiT
+from diffusion_jax.models.conditioning.parts import ConditioningSpec
+from diffusion_jax.models.dit.dit import DiT
 
 PUBLISHED = (
     "DiT is published for diffusers on huggingface.co as facebook/DiT-XL-2-256 and facebook/DiT-XL-2-512; name the "

@@ -10,8 +10,8 @@ from flax import nnx
 from diffusion_jax.errors import UserError
 from diffusion_jax.interop.mapping import Entry, PerChannel, conv, load_state_dict
 from diffusion_jax.interop.readers import open_state_dict
-from diffusion_jax.models.lpips import LPIPS, STAGES
-from diffusion_jax.models.precision import DTypeName
+from diffusion_jax.models.autoencoder.lpips import LPIPS, STAGES
+from diffusion_jax.models.layers.precision import DTypeName
 
 PUBLISHED = (
     "LPIPS needs the VGG16 features of torchvision (as .safetensors: huggingface.co timm/vgg16.tv_in1k) and the linear "

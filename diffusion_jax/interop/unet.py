@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 
 from diffusion_jax.interop.mapping import LINEAR, ConvAsLinear, Entry, conv, linear, norm
-from diffusion_jax.models.noisy_classifier import NoisyClassifier
-from diffusion_jax.models.residual_block import ResBlock
-from diffusion_jax.models.spatial_transformer import SpatialTransformer
-from diffusion_jax.models.transformer import CrossAttention
-from diffusion_jax.models.unet import UNet
-from diffusion_jax.models.unet_blocks import Block, Encoder, Resampler
+from diffusion_jax.models.layers.transformer import CrossAttention
+from diffusion_jax.models.unet.blocks import Block, Encoder, Resampler
+from diffusion_jax.models.unet.noisy_classifier import NoisyClassifier
+from diffusion_jax.models.unet.residual_block import ResBlock
+from diffusion_jax.models.unet.spatial_transformer import SpatialTransformer
+from diffusion_jax.models.unet.unet import UNet
 
 POINTWISE = ConvAsLinear()
 

@@ -1,7 +1,7 @@
 """U-ViT under the parameter names of baofff/U-ViT, `libs.uvit.UViT` and `libs.uvit_t2i.UViT`."""
 
 from diffusion_jax.interop.mapping import ConvAsLinear, Entry, Squeeze, conv, linear, norm
-from diffusion_jax.models.uvit import UViT
+from diffusion_jax.models.uvit.uvit import UViT
 
 _TIME = [*linear("time_embed.0", "embed/time_embed/fc1"), *linear("time_embed.2", "embed/time_embed/fc2")]
 

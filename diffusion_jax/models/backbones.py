@@ -15,14 +15,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from diffusion_jax.models.ascend import ASCEND
-from diffusion_jax.models.conditioning import ConditioningSpec
-from diffusion_jax.models.dit import DiT
-from diffusion_jax.models.iuvit import IUViT
-from diffusion_jax.models.ldm_transformer import LDMTransformer
+from diffusion_jax.models.ascend.ascend import ASCEND
+from diffusion_jax.models.conditioning.parts import ConditioningSpec
+from diffusion_jax.models.dit.dit import DiT
+from diffusion_jax.models.dit.ldm_transformer import LDMTransformer
 from diffusion_jax.models.macs import count_macs
-from diffusion_jax.models.unet import UNet
-from diffusion_jax.models.uvit import UViT
+from diffusion_jax.models.unet.unet import UNet
+from diffusion_jax.models.uvit.iuvit import IUViT
+from diffusion_jax.models.uvit.uvit import UViT
 
 BACKBONES: Mapping[str, Any] = {
     "ascend": ASCEND,

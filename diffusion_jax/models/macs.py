@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-from diffusion_jax.models.attention_kernels import attention_kernel
+from diffusion_jax.models.layers.attention_kernels import attention_kernel
 
 
 def count_macs(function: Callable, *arguments: Any) -> int:

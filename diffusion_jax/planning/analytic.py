@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.models.attention_kernels import attention_kernel
+from diffusion_jax.models.layers.attention_kernels import attention_kernel
 from diffusion_jax.models.macs import count_macs
 from diffusion_jax.parallel.collectives import BETWEEN_SLICES, Collective
 from diffusion_jax.parallel.mesh import MeshConfig, batch_parts, make_mesh

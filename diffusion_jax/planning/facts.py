@@ -2,7 +2,7 @@
 
 from diffusion_jax.data import DataConfig, open_source
 from diffusion_jax.errors import UserError
-from diffusion_jax.training.system import DatasetFacts
+from diffusion_jax.runs.system import DatasetFacts
 
 
 def planned_facts(data: DataConfig, conditioned: bool, num_classes: int | None) -> DatasetFacts:

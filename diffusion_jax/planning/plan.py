@@ -26,8 +26,8 @@ from diffusion_jax.planning.programs import (
     train_batch,
     train_program,
 )
+from diffusion_jax.runs.system import DatasetFacts
 from diffusion_jax.training.diffusion_stage import DiffusionStage
-from diffusion_jax.training.system import DatasetFacts
 
 # Pairs of compilations to find the largest batch; were memory linear in the batch, one would do.
 ROUNDS = 3

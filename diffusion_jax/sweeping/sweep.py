@@ -12,16 +12,16 @@ from typing import Any
 import jax
 import ml_collections
 
+from diffusion_jax.autoencoding.system import AutoencoderSystem
 from diffusion_jax.config import OVERRIDE, override, read_config
 from diffusion_jax.data import DataConfig, open_source
 from diffusion_jax.errors import UserError
+from diffusion_jax.runs.checkpoints import Checkpoints
+from diffusion_jax.runs.system import DatasetFacts, System
 from diffusion_jax.sweeping.grid import Point, names
-from diffusion_jax.training.autoencoder_system import AutoencoderSystem
-from diffusion_jax.training.checkpoints import Checkpoints
 from diffusion_jax.training.diffusion_stage import DiffusionStage
 from diffusion_jax.training.loop import check_same_run, stage_of
-from diffusion_jax.training.metrics import LOG
-from diffusion_jax.training.system import DatasetFacts, System
+from diffusion_jax.training.run_log import LOG
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,19 +7,19 @@ from typing import Any
 
 import ml_collections
 
+from diffusion_jax.autoencoding.reconstruction import Reconstructions
+from diffusion_jax.autoencoding.step import AutoencoderState
+from diffusion_jax.autoencoding.system import AUTOENCODER_SCHEMA, AutoencoderSystem
 from diffusion_jax.config import Schema
-from diffusion_jax.models.autoencoder import Autoencoder
-from diffusion_jax.models.discriminator import PatchDiscriminator
-from diffusion_jax.models.lpips import LPIPS
+from diffusion_jax.models.autoencoder.autoencoder import Autoencoder
+from diffusion_jax.models.autoencoder.discriminator import PatchDiscriminator
+from diffusion_jax.models.autoencoder.lpips import LPIPS
 from diffusion_jax.parallel.mesh import MeshConfig, make_mesh
-from diffusion_jax.training.autoencoder_step import AutoencoderState
-from diffusion_jax.training.autoencoder_system import AUTOENCODER_SCHEMA, AutoencoderSystem
-from diffusion_jax.training.first_stage_runs import LATENTS
-from diffusion_jax.training.metrics import averages
-from diffusion_jax.training.reconstruction import Reconstructions
+from diffusion_jax.runs.system import DatasetFacts
+from diffusion_jax.runs.trained_first_stage import LATENTS
+from diffusion_jax.training.run_log import averages
 from diffusion_jax.training.setup import born, sharded_shapes
 from diffusion_jax.training.stage import Draw
-from diffusion_jax.training.system import DatasetFacts
 
 
 class AutoencoderStage:

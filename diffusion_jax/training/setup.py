@@ -10,8 +10,8 @@ from jax.sharding import Mesh
 
 from diffusion_jax.parallel.partition import PartitionRules, make_shardings
 from diffusion_jax.parallel.platform import platform
-from diffusion_jax.training.state import TrainState
-from diffusion_jax.training.system import System
+from diffusion_jax.runs.system import System
+from diffusion_jax.training.diffusion_state import TrainState
 
 State = TypeVar("State")
 

@@ -8,9 +8,9 @@ import jax
 from jax.sharding import Mesh
 
 from diffusion_jax.data import DataConfig
-from diffusion_jax.models.attention_kernels import KernelChoice
-from diffusion_jax.training.run_config import TrainConfig
-from diffusion_jax.training.system import DatasetFacts
+from diffusion_jax.models.layers.attention_kernels import KernelChoice
+from diffusion_jax.runs.system import DatasetFacts
+from diffusion_jax.sections import TrainConfig
 
 Draw = Callable[[Any, Any, pathlib.Path], None]
 """Draws a picture from (state, frozen networks) into a PNG."""

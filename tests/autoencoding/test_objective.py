@@ -20,8 +20,8 @@ from diffusion_jax.autoencoding.objective import (
 )
 from diffusion_jax.errors import UserError
 from diffusion_jax.interop.discriminator import load_discriminator
-from diffusion_jax.models.autoencoder import AutoencoderKL, AutoencoderVQ, Moments
-from diffusion_jax.models.discriminator import PatchDiscriminator
+from diffusion_jax.models.autoencoder.autoencoder import AutoencoderKL, AutoencoderVQ, Moments
+from diffusion_jax.models.autoencoder.discriminator import PatchDiscriminator
 
 # Compiling is nearly all that these tests do.
 QUICK = {"xla_backend_optimization_level": 0}

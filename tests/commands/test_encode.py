@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from diffusion_jax import __main__
+from diffusion_jax.autoencoding.latent_statistics import LatentStatistics
 from diffusion_jax.autoencoding.objective import Generator
-from diffusion_jax.autoencoding.statistics import LatentStatistics
 from diffusion_jax.data import DataConfig, open_source
 from diffusion_jax.errors import UserError
-from diffusion_jax.models.first_stage import VQConfig
-from diffusion_jax.training.checkpoints import Checkpoints
+from diffusion_jax.models.autoencoder.first_stage import VQConfig
+from diffusion_jax.runs.checkpoints import Checkpoints
 
 TINY = {"ch": 8, "ch_mult": "(1,)", "norm_groups": 4, "num_res_blocks": 1, "mid_attention": False, "in_channels": 1}
 AUTOENCODER = [f"--config.autoencoder.{key}={value}" for key, value in TINY.items()]

@@ -13,8 +13,8 @@ from diffusion_jax.commands import evaluate, reference
 from diffusion_jax.data.digits import Digits
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import scoring
-from diffusion_jax.evaluation.inception_features import InceptionFeatures
-from diffusion_jax.evaluation.vision_weights import CLIP, DINOV2
+from diffusion_jax.evaluation.networks.inception_features import InceptionFeatures
+from diffusion_jax.evaluation.networks.vision_weights import CLIP, DINOV2
 
 TINY = {"image_size": 14, "width": 16, "depth": 1, "heads": 2, "patch_size": 7}
 

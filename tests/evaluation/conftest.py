@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from diffusion_jax.data.digits import Digits
-from diffusion_jax.evaluation.digit_classifier import DigitClassifier
-from diffusion_jax.evaluation.inception import InceptionV3, inception_entries
+from diffusion_jax.evaluation.digits.classifier import DigitClassifier
+from diffusion_jax.evaluation.networks.inception import InceptionV3, inception_entries
 from diffusion_jax.interop.mapping import parameter_paths
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from diffusion_jax.evaluation.evaluator import METRIC_NEEDS
-from diffusion_jax.evaluation.inception_weights import FILE_NAMES
+from diffusion_jax.evaluation.networks.inception_weights import FILE_NAMES
 from diffusion_jax.evaluation.protocols import PROTOCOLS
 
 PAGE = (pathlib.Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()

@@ -14,9 +14,9 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.interop.autoencoder import diffusers_kwargs, load_autoencoder, load_first_stage
 from diffusion_jax.interop.autoencoder_names import DIFFUSERS, DIFFUSERS_DEPRECATED, LDM, autoencoder_entries
 from diffusion_jax.interop.mapping import dump_state_dict, parameter_paths
-from diffusion_jax.models.autoencoder import AutoencoderKL
-from diffusion_jax.models.convolution import upsample_nearest
-from diffusion_jax.models.first_stage import KLConfig
+from diffusion_jax.models.autoencoder.autoencoder import AutoencoderKL
+from diffusion_jax.models.autoencoder.first_stage import KLConfig
+from diffusion_jax.models.layers.convolution import upsample_nearest
 
 FOLDER = Path(__file__).parent.parent / "golden" / "diffusers_vae"
 LDM_KWARGS = {"ch": 32, "ch_mult": (1, 2), "num_res_blocks": 1, "attn_resolutions": (8,), "resolution": 16}

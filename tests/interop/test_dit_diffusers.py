@@ -17,7 +17,7 @@ from diffusion_jax.interop.dit_diffusers import (
 )
 from diffusion_jax.interop.mapping import dump_state_dict
 from diffusion_jax.models.backbones import abstract_backbone
-from diffusion_jax.models.conditioning import Conditioning
+from diffusion_jax.models.conditioning.parts import Conditioning
 
 # The config.json that diffusers writes for the model of the golden file.
 EXTRA = {"_class_name": "DiTTransformer2DModel", "norm_eps": 1e-5, "norm_num_groups": 32, "upcast_attention": False}

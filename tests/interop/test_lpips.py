@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 from diffusion_jax.errors import UserError
 from diffusion_jax.interop.lpips import load_lpips, lpips_entries, read_lpips
 from diffusion_jax.interop.mapping import dump_state_dict
-from diffusion_jax.models.lpips import LPIPS
+from diffusion_jax.models.autoencoder.lpips import LPIPS
 
 # torchvision's "D" configuration: convolutions by their place in the list of layers, M a pooling.
 LAYERS = [64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512]

@@ -18,7 +18,7 @@ from diffusion_jax.interop.autoencoder_names import LDM, autoencoder_entries
 from diffusion_jax.interop.mapping import dump_state_dict
 from diffusion_jax.interop.readers import open_state_dict
 from diffusion_jax.interop.torch_files import MAGIC, read_torch_file
-from diffusion_jax.models.first_stage import KLConfig
+from diffusion_jax.models.autoencoder.first_stage import KLConfig
 
 STORAGE_NAMES = {
     "float64": "DoubleStorage",

@@ -3,8 +3,8 @@
 import jax
 import pytest
 
-from diffusion_jax.models.autoencoder import Autoencoder
-from diffusion_jax.models.convolution import upsample_nearest
+from diffusion_jax.models.autoencoder.autoencoder import Autoencoder
+from diffusion_jax.models.layers.convolution import upsample_nearest
 
 
 @pytest.fixture(scope="session")

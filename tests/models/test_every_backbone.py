@@ -16,7 +16,7 @@ from diffusion_jax.diffusion.paths import VPPath
 from diffusion_jax.diffusion.predictions import Prediction
 from diffusion_jax.diffusion.samplers import SAMPLERS, initial_noise, sample
 from diffusion_jax.models.backbones import BACKBONES
-from diffusion_jax.models.conditioning import Conditioning, ConditioningSpec
+from diffusion_jax.models.conditioning.parts import Conditioning, ConditioningSpec
 
 SHAPE = (8, 8, 1)
 STEPS, BOUND = 150, 0.1

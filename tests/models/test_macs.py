@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import pytest
 
 from diffusion_jax.models.backbones import abstract_backbone, backbone_macs
-from diffusion_jax.models.conditioning import ConditioningSpec
-from diffusion_jax.models.dit import dit_config
+from diffusion_jax.models.conditioning.parts import ConditioningSpec
+from diffusion_jax.models.dit.dit import dit_config
 from diffusion_jax.models.macs import count_macs
 
 

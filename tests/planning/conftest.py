@@ -3,7 +3,7 @@
 import pytest
 
 from diffusion_jax.config import complete, override
-from diffusion_jax.training.system import SCHEMA
+from diffusion_jax.runs.system import SCHEMA
 
 # The smallest of its kind with enough tokens for the kernels of accelerators, and whether it takes labels.
 TINY = {

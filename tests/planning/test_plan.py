@@ -20,7 +20,7 @@ from diffusion_jax.planning.facts import planned_facts
 from diffusion_jax.planning.plan import Planner, next_rows
 from diffusion_jax.planning.programs import Compiled, _needed_bytes, train_batch
 from diffusion_jax.planning.report import report
-from diffusion_jax.training.system import SCHEMA, DatasetFacts
+from diffusion_jax.runs.system import SCHEMA, DatasetFacts
 
 FACTS = DatasetFacts(10, tuple("0123456789"), "nothing")
 DIT_S = "configs/imagenet256_dit.py:S/2"

@@ -15,7 +15,7 @@ from diffusion_jax.planning.advice import advice
 from diffusion_jax.planning.bounds import Bound
 from diffusion_jax.planning.plan import Planner
 from diffusion_jax.planning.programs import compile_program, train_program
-from diffusion_jax.training.system import SCHEMA, DatasetFacts
+from diffusion_jax.runs.system import SCHEMA, DatasetFacts
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 

@@ -8,9 +8,9 @@ import pytest
 from diffusion_jax.config import complete
 from diffusion_jax.errors import UserError
 from diffusion_jax.parallel.mesh import MeshConfig, make_mesh
+from diffusion_jax.runs.system import SCHEMA, DatasetFacts, System
+from diffusion_jax.training.diffusion_step import make_train_step
 from diffusion_jax.training.setup import abstract_state, new_state
-from diffusion_jax.training.step import make_train_step
-from diffusion_jax.training.system import SCHEMA, DatasetFacts, System
 
 
 def make_system(alignment=None, model=None, data=None, loss=None, **train):

@@ -6,15 +6,15 @@ import jax
 import numpy as np
 import pytest
 
-from diffusion_jax.autoencoding.statistics import LatentStatistics
+from diffusion_jax.autoencoding.latent_statistics import LatentStatistics
+from diffusion_jax.autoencoding.system import AUTOENCODER_SCHEMA
 from diffusion_jax.config import load_config, override, read_config
 from diffusion_jax.data import open_source
 from diffusion_jax.errors import UserError
-from diffusion_jax.training.autoencoder_system import AUTOENCODER_SCHEMA
-from diffusion_jax.training.checkpoints import Checkpoints
+from diffusion_jax.runs.checkpoints import Checkpoints
+from diffusion_jax.runs.open_run import restore_for_sampling
+from diffusion_jax.runs.system import SCHEMA, DatasetFacts, System
 from diffusion_jax.training.loop import stage_of, train
-from diffusion_jax.training.restore import restore_for_sampling
-from diffusion_jax.training.system import SCHEMA, DatasetFacts, System
 
 pytestmark = pytest.mark.usefixtures("shared_compilations")
 CONFIG = "configs/shapes64_autoencoder.py:smoke"

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffusion_jax.autoencoding.system import AUTOENCODER_SCHEMA, AutoencoderSystem
 from diffusion_jax.config import load_config, override, read_config
-from diffusion_jax.training.autoencoder_system import AUTOENCODER_SCHEMA, AutoencoderSystem
-from diffusion_jax.training.checkpoints import Checkpoints
+from diffusion_jax.runs.checkpoints import Checkpoints
+from diffusion_jax.runs.system import SCHEMA, DatasetFacts, System
 from diffusion_jax.training.loop import stage_of, train
-from diffusion_jax.training.system import SCHEMA, DatasetFacts, System
 
 UNCONDITIONAL = {
     "cifar10_uvit": 44_255_328,

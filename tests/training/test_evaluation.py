@@ -10,11 +10,11 @@ from diffusion_jax.config import load_config
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation.scoring import EvaluateConfig
 from diffusion_jax.parallel.mesh import MeshConfig, make_mesh
-from diffusion_jax.training import evaluation
-from diffusion_jax.training.checkpoints import Checkpoints
+from diffusion_jax.runs.checkpoints import Checkpoints
+from diffusion_jax.runs.open_run import restore_for_sampling
+from diffusion_jax.runs.system import SCHEMA, DatasetFacts, System
+from diffusion_jax.training import sample_scores as evaluation
 from diffusion_jax.training.loop import train
-from diffusion_jax.training.restore import restore_for_sampling
-from diffusion_jax.training.system import SCHEMA, DatasetFacts, System
 
 WORDS = ["train.eval_every=1", "train.steps=3", "train.save_every=1", "train.keep=3", "train.sample_every=None"]
 EVALUATE = [

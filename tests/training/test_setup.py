@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from diffusion_jax.models.autoencoder import AutoencoderKL
+from diffusion_jax.models.autoencoder.autoencoder import AutoencoderKL
 from diffusion_jax.parallel.mesh import MeshConfig, make_mesh
 from diffusion_jax.training.setup import born, sharded_shapes
 

@@ -15,14 +15,14 @@ from diffusion_jax.diffusion.predictions import Prediction
 from diffusion_jax.interop.backbones import fill_backbone
 from diffusion_jax.interop.dit import dit_entries
 from diffusion_jax.interop.mapping import dump_state_dict
-from diffusion_jax.models.conditioning import Conditioning, ConditioningSpec
-from diffusion_jax.models.dit import DiT
+from diffusion_jax.models.conditioning.parts import Conditioning, ConditioningSpec
+from diffusion_jax.models.dit.dit import DiT
+from diffusion_jax.optim.optimizer import adamw
 from diffusion_jax.parallel.mesh import MeshConfig, local_rows, make_mesh, replicated, to_global
+from diffusion_jax.runs.system import SCHEMA, DatasetFacts, System
+from diffusion_jax.training.diffusion_step import make_train_step, prepare
 from diffusion_jax.training.ema import ema_update
-from diffusion_jax.training.optimizer import adamw
 from diffusion_jax.training.setup import abstract_state, new_state, shardings_of
-from diffusion_jax.training.step import make_train_step, prepare
-from diffusion_jax.training.system import SCHEMA, DatasetFacts, System
 
 STEPS = 20
 

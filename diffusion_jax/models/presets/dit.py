@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from diffusion_jax.models.conditioning import ConditioningSpec
-from diffusion_jax.models.dit import MODERN, dit_config
+from diffusion_jax.models.conditioning.parts import ConditioningSpec
+from diffusion_jax.models.dit.dit import MODERN, dit_config
 from diffusion_jax.models.presets.preset import Preset
 
 _IMAGENET = ConditioningSpec(num_classes=1000, null_class=True)

@@ -6,7 +6,7 @@ of the two: `ldm8-transformer` matches the parameters at the width of ViT-L, `-3
 
 from collections.abc import Mapping
 
-from diffusion_jax.models.conditioning import ConditioningSpec
+from diffusion_jax.models.conditioning.parts import ConditioningSpec
 from diffusion_jax.models.presets.preset import Preset
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from diffusion_jax.models.conditioning import UNCONDITIONAL, ConditioningSpec
+from diffusion_jax.models.conditioning.parts import UNCONDITIONAL, ConditioningSpec
 from diffusion_jax.models.presets.preset import Preset
 
 _CLASS_TOKEN = ConditioningSpec(token_length=1, token_width=512)

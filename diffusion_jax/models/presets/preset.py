@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffusion_jax.models.backbones import abstract_backbone
-from diffusion_jax.models.conditioning import UNCONDITIONAL, ConditioningSpec
+from diffusion_jax.models.conditioning.parts import UNCONDITIONAL, ConditioningSpec
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,8 +14,8 @@ from diffusion_jax.diffusion.guidance import ClassifierFreeGuidance
 from diffusion_jax.diffusion.paths import DiscretePath
 from diffusion_jax.diffusion.predictions import Prediction
 from diffusion_jax.diffusion.samplers import SAMPLERS, initial_noise, sample
-from diffusion_jax.models.conditioning import Conditioning, ConditioningSpec
-from diffusion_jax.models.dit import DiT
+from diffusion_jax.models.conditioning.parts import Conditioning, ConditioningSpec
+from diffusion_jax.models.dit.dit import DiT
 
 
 @functools.cache

@@ -1,0 +1,324 @@
+"""Drawing samples from a trained model: labels and a seed in, uint8 images out."""
+
+import functools
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from diffusion_jax import keys
+from diffusion_jax.diffusion.classifier_guidance import (
+    LogProbability,
+    classifier_guidance,
+    log_probability,
+    prediction_guidance,
+)
+from diffusion_jax.diffusion.denoiser import conditional, denoiser
+from diffusion_jax.diffusion.guidance import Autoguidance
+from diffusion_jax.diffusion.point import Point
+from diffusion_jax.diffusion.samplers import initial_noise, sample
+from diffusion_jax.errors import UserError
+from diffusion_jax.models.layers.attention_kernels import attention_kernel
+from diffusion_jax.parallel import processes
+from diffusion_jax.parallel.mesh import batch_parts, batch_sharding, local_rows, replicated, to_global
+from diffusion_jax.pictures import ROUNDED, Uint8Rule, grid, save, to_uint8
+from diffusion_jax.runs.system import System
+from diffusion_jax.sampling.known_pixels import KnownPixels
+from diffusion_jax.training.diffusion_step import split_rows
+
+BALANCED = "balanced"
+# Images that processes exchange at once; each device holds them all for that time.
+GATHERED = 1024
+# Pixels that each device decodes at once, eight images of 256×256: a decoder's features take hundreds of times the
+# memory of its latents, so a batch that suits the backbone may be too large for it.
+DECODED = 2**19
+
+
+class Guides(NamedTuple):
+    """Further networks that guide a model, each of the same path and latents as the model.
+
+    Attributes:
+      weak: a weaker model of the same prediction for autoguidance (Karras et al. 2024), or None.
+      autoguidance: the combination of the model with `weak`.
+      classifier: a classifier of noisy data, (x, timestep, cond) → [B, K] logits, or None.
+      classifier_scale: factor of the gradient of its log-probability (Dhariwal & Nichol 2021).
+      similarity: how well images fit their labels, (predicted images [B, H, W, C] in [−1, 1], label [B]) → [B], such as
+        a log-likelihood or a scaled CLIP similarity (GLIDE); differentiable; None for none.
+      similarity_scale: factor of its gradient, taken through the prediction of the image.
+    """
+
+    weak: Any = None
+    autoguidance: Autoguidance = Autoguidance(scale=1.0)
+    classifier: Any = None
+    classifier_scale: float = 1.0
+    similarity: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+    similarity_scale: float = 1.0
+
+
+NO_GUIDES = Guides()
+
+
+def make_sample_function(
+    system: System, mesh: Mesh, guides: Guides = NO_GUIDES, uint8: Uint8Rule = ROUNDED
+) -> Callable[..., jax.Array]:
+    """Builds the program that draws one batch; the caller compiles it.
+
+    Args:
+      system: the run's parts.
+      mesh: the mesh that the batch lies on.
+      guides: the scales of further guidance; its networks are arguments of the result.
+      uint8: how pixels in −1 … 1 become uint8.
+
+    Returns:
+      A function (model, weaker model or None, classifier or None, first_stage, batch, seed) → [B, H, W, C] uint8. The
+      batch has `label` and `index` [B] int32 and may have `known` pixels; image b depends on (the models, seed, row b
+      of the batch) alone.
+    """
+    conditioner, sampler = system.conditioner, system.sampler
+
+    def draw(
+        model: Any,
+        weak: Any,
+        classifier: Any,
+        first_stage: Any,
+        batch: dict[str, Any],
+        seed: jax.Array,
+    ) -> jax.Array:
+        label, index, known = batch["label"], batch["index"], batch.get("known")
+        cond = conditioner(label)
+        guided = system.guidance(model, cond, conditioner.null(label.shape[0]) if conditioner.has_null else None)
+        if weak is not None:
+            guided = guides.autoguidance(guided, conditional(weak, cond))
+        start = keys.purpose_key(seed, "sample_start")
+        x = initial_noise(sampler, system.path, start, index, system.latent_shape)  # [B, h, w, c]
+        transforms = system.transforms(first_stage)
+        if known is not None:
+            transforms = (*transforms, known.transform(first_stage, system.latent_shape))
+        denoise = denoiser(guided, system.prediction, transforms)
+        if guides.similarity is not None:
+            fit = similarity_of_latents(guides.similarity, first_stage, label)
+            denoise = prediction_guidance(denoise, fit, guides.similarity_scale, transforms=transforms)
+        if classifier is not None:
+            recognise = log_probability(classifier, label)
+            denoise = classifier_guidance(denoise, recognise, guides.classifier_scale, transforms)
+        latents = sample(sampler, system.path, denoise, x, keys.purpose_key(seed, "sample_noise"), index)
+        images = decode_in_parts(first_stage, latents, system.data.image_size, mesh, uint8)  # [B, H, W, C]
+        return images if known is None else known.paste(images)
+
+    return draw
+
+
+def decode_in_parts(
+    first_stage: Any, latents: jax.Array, image_size: int, mesh: Mesh, uint8: Uint8Rule = ROUNDED, most: int = DECODED
+) -> jax.Array:
+    """The images of a batch of latents, a few at a time, so that memory does not grow with the batch.
+
+    Args:
+      first_stage: the first stage.
+      latents: [B, h, w, c] split over the batch axes of the mesh.
+      image_size: H = W, pixels.
+      mesh: the mesh.
+      uint8: how pixels in −1 … 1 become uint8.
+      most: pixels that each device decodes at once; one image where that is larger.
+
+    Returns:
+      [B, H, W, C] uint8, split likewise.
+    """
+    rows = latents.shape[0] // batch_parts(mesh)
+    at_once = max(size for size in range(1, max(most // image_size**2, 1) + 1) if rows % size == 0)
+
+    def decode(latents: jax.Array) -> jax.Array:
+        return to_uint8(first_stage.decode(latents), uint8)
+
+    if at_once == rows:
+        return decode(latents)
+    images = jax.lax.map(decode, split_rows(latents, rows // at_once, mesh))  # [parts, B / parts, H, W, C]
+    return images.swapaxes(0, 1).reshape(latents.shape[0], *images.shape[2:])
+
+
+def similarity_of_latents(similarity: Callable, first_stage: Any, label: jax.Array) -> LogProbability:
+    """A function of images and labels as one of predicted latents; raises a `UserError` unless it gives [B] numbers."""
+
+    def value(latents: jax.Array, point: Point) -> jax.Array:
+        found = similarity(first_stage.decode(latents), label)
+        if jnp.shape(found) != label.shape:
+            raise UserError(
+                f"the similarity gives {jnp.shape(found)}: it must give one number per image, {label.shape}"
+            )
+        return found
+
+    return value
+
+
+class SampleStream:
+    """Draws any number of samples in batches of one compiled size.
+
+    Args:
+      system: the run's parts.
+      mesh: the mesh; each batch is split over its batch axes.
+      guides: further networks to guide by.
+      rows: images that each device of the batch axes draws at once; None means `sample.batch_size`. Float32 samples are
+        the same bit for bit on any number of such devices as long as this number stays; another number, or a model
+        split over "fsdp" or "tensor", may round a matrix product otherwise.
+      known: pixels that the samples are to keep, or None.
+      uint8: how pixels in −1 … 1 become uint8.
+
+    Raises:
+      UserError: a sampler or guidance that does not fit the model.
+
+    Attributes:
+      labelled: whether samples depend on their labels; those of an unconditional model do only where a classifier or
+        similarity guides it.
+    """
+
+    def __init__(
+        self,
+        system: System,
+        mesh: Mesh,
+        guides: Guides = NO_GUIDES,
+        rows: int | None = None,
+        known: KnownPixels | None = None,
+        uint8: Uint8Rule = ROUNDED,
+    ):
+        if system.classifies:
+            raise UserError(
+                "this run trains a classifier, which has no samples of its own: set train.sample_every=None, and name "
+                "the run as the --classifier-workdir of `diffusion-jax sample`"
+            )
+        self.mesh, self.attention = mesh, system.build("mesh").attention
+        self.guides, self.known, self.uint8 = guides, known, uint8
+        self.labelled = bool(system.conditioner.spec.parts) or not (
+            guides.classifier is None and guides.similarity is None
+        )
+        self.batch_size = (rows or system.sample.batch_size) * batch_parts(mesh)
+        function = make_sample_function(system, mesh, guides, uint8)
+        self.draw = jax.jit(function, out_shardings=batch_sharding(mesh))
+
+    def __call__(self, model: Any, first_stage: Any, labels: np.ndarray, seed: int) -> Iterator[np.ndarray]:
+        """Draws sample 0, 1, … in order; all processes must take part and all receive the images.
+
+        Args:
+          model: the backbone.
+          first_stage: the first stage.
+          labels: [N] integers, the class of each sample.
+          seed: of the samples.
+
+        Yields:
+          [b, H, W, C] uint8 with b ≤ batch_size, N in all; sample i is a function of (model, labels[i], seed, i).
+        """
+        rows = local_rows(self.mesh, self.batch_size)
+        for first in range(0, len(labels), self.batch_size):
+            index = np.arange(first, first + self.batch_size, dtype=np.int32)
+            # The last batch is filled up with copies of the last label, and cut again.
+            label = np.asarray(labels, np.int32)[np.minimum(index, len(labels) - 1)]
+            known = self.known.rows(index[rows]) if self.known is not None else None
+            local = {"label": label[rows], "index": index[rows], "known": known}
+            batch = to_global(self.mesh, self.batch_size, local)
+            with jax.set_mesh(self.mesh), attention_kernel(self.attention):
+                networks = (model, self.guides.weak, self.guides.classifier, first_stage)
+                images = self.draw(*networks, batch, jnp.uint32(seed))  # [batch_size, H, W, C]
+            whole = images if images.is_fully_addressable else exchange(self.mesh, images)
+            yield np.asarray(whole)[: len(labels) - first]
+
+
+def exchange(mesh: Mesh, images: jax.Array, most: int = GATHERED) -> np.ndarray:
+    """Brings a batch to every process, a part at a time: the images of a whole pod are too many for one device.
+
+    Args:
+      mesh: the mesh.
+      images: [B, ...] split over the batch axes of the mesh.
+      most: images that each device holds at once; at least one of each of the others.
+
+    Returns:
+      The same, on each host.
+    """
+    parts = batch_parts(mesh)
+    rows = images.shape[0] // parts
+    size = max(size for size in range(1, max(most // parts, 1) + 1) if rows % size == 0)
+    take = _taking(mesh, parts, size)
+    found = [np.asarray(take(images, first).addressable_data(0)) for first in range(0, rows, size)]
+    return np.concatenate(found, axis=1).reshape(images.shape)
+
+
+@functools.cache
+def _taking(mesh: Mesh, parts: int, size: int) -> Callable[[jax.Array, int], jax.Array]:
+    """A program that copies `size` images of each of `parts` devices to all of them."""
+
+    def take(images: jax.Array, first: jax.Array) -> jax.Array:
+        by_device = images.reshape(parts, -1, *images.shape[1:])  # [parts, rows, ...]
+        return jax.lax.dynamic_slice_in_dim(by_device, first, size, axis=1)  # [parts, size, ...]
+
+    return jax.jit(take, out_shardings=replicated(mesh))
+
+
+def choose_labels(stream: SampleStream, text: str | None, num: int, num_classes: int, seed: int) -> np.ndarray:
+    """The classes of `num` samples, as `parse_labels`: balanced where `text` is None, and 0 for an unlabelled stream.
+
+    Raises:
+      UserError: labels are asked of an unconditional model, or are not its classes.
+    """
+    if stream.labelled:
+        return parse_labels(text or BALANCED, num, num_classes, seed)
+    if text is not None:
+        raise UserError(f"--labels {text}: this run was trained without a condition and takes no class: leave it out")
+    return np.zeros(num, np.int32)
+
+
+def parse_labels(text: str, num: int, num_classes: int, seed: int) -> np.ndarray:
+    """The classes of `num` samples.
+
+    Args:
+      text: "balanced" (0, 1, … K−1, 0, …), "uniform" (independent draws), a range "0-9" or a list "3,3,7" (repeated).
+      num: number of samples.
+      num_classes: K.
+      seed: of "uniform"; label i is a function of (seed, i).
+
+    Returns:
+      [num] int32 in 0…K−1.
+
+    Raises:
+      UserError: anything else, or a label beyond K−1.
+    """
+    if text == "uniform":
+        index = jnp.arange(num)
+        draws = keys.uniform(keys.purpose_key(seed, "sample_label"), index)
+        return np.minimum(np.asarray(draws * num_classes).astype(np.int32), num_classes - 1)
+    labels: list[int] = []
+    for part in (f"0-{num_classes - 1}" if text == BALANCED else text).split(","):
+        first, dash, last = part.partition("-")
+        if not first.isdigit() or (dash and not (last.isdigit() and int(first) <= int(last))):
+            raise UserError(f"--labels {text}: write uniform, balanced, a range such as 0-9 or a list such as 3,3,7")
+        labels += range(int(first), int(last or first) + 1)
+    if not labels or max(labels) >= num_classes:
+        raise UserError(f"--labels {text}: this model's classes are 0 to {num_classes - 1}")
+    return np.resize(np.asarray(labels, np.int32), num)
+
+
+def grid_stream(system: System, mesh: Mesh) -> SampleStream:
+    """The stream for `draw_grid`, with no more images on each device than the grid needs."""
+    needed = -(-system.sample.grid // batch_parts(mesh))
+    return SampleStream(system, mesh, rows=min(needed, system.sample.batch_size))
+
+
+def draw_grid(system: System, stream: SampleStream, model: Any, first_stage: Any, path: pathlib.Path) -> None:
+    """Draws the config's number of balanced samples into one labelled picture.
+
+    Args:
+      system: the run's parts.
+      stream: the compiled sampler.
+      model: the weights to draw from.
+      first_stage: the first stage.
+      path: the PNG to write.
+    """
+    labels = parse_labels(BALANCED, system.sample.grid, system.facts.num_classes, system.train.seed)
+    images = np.concatenate(list(stream(model, first_stage, labels, system.train.seed)))
+    if processes.is_main():
+        captions = [system.facts.class_names[label] for label in labels] if stream.labelled else None
+        save(grid(images, captions, columns=min(10, len(labels))), path)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("grid")

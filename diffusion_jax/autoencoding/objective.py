@@ -34,7 +34,7 @@ class Generator(NamedTuple):
     logvar: jax.Array
 
 
-class Opponent(NamedTuple):
+class DiscriminatorState(NamedTuple):
     """The discriminator and the statistics of its norms."""
 
     model: PatchDiscriminator
@@ -85,7 +85,7 @@ def reconstruct(
     return Reconstruction(decoded, penalty), (features, metrics)
 
 
-class Pull(NamedTuple):
+class GeneratorGradients(NamedTuple):
     """What the generator's losses say of a reconstruction.
 
     Attributes:
@@ -99,19 +99,19 @@ class Pull(NamedTuple):
     total: jax.Array
 
 
-def weigh(
+def generator_losses(
     loss: KLLoss | VQLoss,
     reconstruction: Reconstruction,
     features: jax.Array,
     conv_out: nnx.Conv,
     logvar: jax.Array,
     images: jax.Array,
-    opponent: Opponent | None,
+    opponent: DiscriminatorState | None,
     lpips: LPIPS | None,
     step: jax.Array,
     *,
     train: bool = True,
-) -> tuple[Pull, Stats, Metrics]:
+) -> tuple[GeneratorGradients, Stats, Metrics]:
     """The generator's losses of a reconstruction and their gradient there.
 
     Args:
@@ -148,7 +148,7 @@ def weigh(
     total = nll + loss.penalty_weight * reconstruction.penalty
     metrics["nll"] = nll
     if opponent is None:
-        return Pull(gradient, logvar_gradient, total), (), {**metrics, "loss": total}
+        return GeneratorGradients(gradient, logvar_gradient, total), (), {**metrics, "loss": total}
 
     def deceive(decoded: jax.Array) -> tuple[jax.Array, Stats]:
         logits, stats = opponent.model(decoded, opponent.stats, train=train)  # [B, h, w, 1]
@@ -162,7 +162,7 @@ def weigh(
     switch = loss.disc_switch(step)
     total = total + weight * switch * g_loss
     metrics |= {"loss": total, "g_loss": g_loss, "adaptive_weight": weight, "disc_switch": switch}
-    return Pull(gradient + weight * switch * adversarial, logvar_gradient, total), stats, metrics
+    return GeneratorGradients(gradient + weight * switch * adversarial, logvar_gradient, total), stats, metrics
 
 
 def generator_gradient(
@@ -170,11 +170,11 @@ def generator_gradient(
     generator: Generator,
     images: jax.Array,
     noise: jax.Array,
-    opponent: Opponent | None,
+    opponent: DiscriminatorState | None,
     lpips: LPIPS | None,
     step: jax.Array,
 ) -> tuple[Generator, Reconstruction, Stats, Metrics]:
-    """The gradient of the autoencoder's loss; arguments as for `reconstruct` and `weigh`.
+    """The gradient of the autoencoder's loss; arguments as for `reconstruct` and `generator_losses`.
 
     Returns:
       The gradient; the reconstruction; the discriminator's next statistics; and metrics.
@@ -183,14 +183,16 @@ def generator_gradient(
         lambda autoencoder: reconstruct(loss, autoencoder, images, noise), generator.autoencoder, has_aux=True
     )
     conv_out = generator.autoencoder.decoder.conv_out
-    pull, stats, more = weigh(loss, reconstruction, features, conv_out, generator.logvar, images, opponent, lpips, step)
+    pull, stats, more = generator_losses(
+        loss, reconstruction, features, conv_out, generator.logvar, images, opponent, lpips, step
+    )
     (gradient,) = backward(Reconstruction(pull.images, jnp.full_like(reconstruction.penalty, loss.penalty_weight)))
     return Generator(gradient, pull.logvar), reconstruction, stats, {**metrics, **more}
 
 
 def discriminator_gradient(
     loss: KLLoss | VQLoss,
-    opponent: Opponent,
+    opponent: DiscriminatorState,
     real: jax.Array,
     fake: jax.Array,
     step: jax.Array,

@@ -11,8 +11,8 @@ from diffusion_jax import keys
 from diffusion_jax.autoencoding.image_quality import psnr
 from diffusion_jax.autoencoding.losses import KLLoss, VQLoss
 from diffusion_jax.autoencoding.objective import (
+    DiscriminatorState,
     Generator,
-    Opponent,
     discriminator_gradient,
     generator_gradient,
     reconstruct,
@@ -43,7 +43,7 @@ class AutoencoderState(NamedTuple):
     model: Generator
     ema: Generator
     optimizer: Any
-    opponent: Opponent | None
+    opponent: DiscriminatorState | None
     opponent_optimizer: Any
 
 
@@ -85,7 +85,7 @@ class AutoencoderStep:
             model=model,
             ema=jax.tree.map(jnp.copy, model),
             optimizer=self.optimizer.init(model),
-            opponent=None if discriminator is None else Opponent(discriminator, discriminator.init_stats()),
+            opponent=None if discriminator is None else DiscriminatorState(discriminator, discriminator.init_stats()),
             opponent_optimizer=None if discriminator is None else self.opponent_optimizer.init(discriminator),
         )
 
@@ -119,10 +119,10 @@ class AutoencoderStep:
             noise = self._noise("posterior_again", state.step, index)  # [B, h, w, c]
             again, _ = reconstruct(self.loss, model.autoencoder, images, noise)
             against, stats, judged = discriminator_gradient(
-                self.loss, Opponent(opponent.model, stats), images, again.images, state.step
+                self.loss, DiscriminatorState(opponent.model, stats), images, again.images, state.step
             )
             updates, opponent_optimizer = self.opponent_optimizer.update(against, opponent_optimizer, opponent.model)
-            opponent = Opponent(optax.apply_updates(opponent.model, updates), stats)
+            opponent = DiscriminatorState(optax.apply_updates(opponent.model, updates), stats)
             metrics |= {**judged, "disc_grad_norm": optax.tree.norm(against)}
         step = state.step + 1
         ema = ema_update(state.ema, model, self.ema.decay(step))
@@ -140,8 +140,13 @@ class AutoencoderStep:
         return keys.normal(keys.purpose_key(self.seed, purpose, step), index, self.latent_shape)
 
     def _fitted(
-        self, opponent: Opponent, autoencoder: Autoencoder, images: jax.Array, noise: jax.Array, step: jax.Array
-    ) -> Opponent:
+        self,
+        opponent: DiscriminatorState,
+        autoencoder: Autoencoder,
+        images: jax.Array,
+        noise: jax.Array,
+        step: jax.Array,
+    ) -> DiscriminatorState:
         """Before the first step, the discriminator with actnorms that fit the first reconstructions."""
         if opponent.stats:  # batch norms have nothing to fit
             return opponent
@@ -149,4 +154,4 @@ class AutoencoderStep:
         def fit(model: PatchDiscriminator) -> PatchDiscriminator:
             return model.fit_actnorms(reconstruct(self.loss, autoencoder, images, noise)[0].images)
 
-        return Opponent(jax.lax.cond(step == 0, fit, lambda model: model, opponent.model), ())
+        return DiscriminatorState(jax.lax.cond(step == 0, fit, lambda model: model, opponent.model), ())

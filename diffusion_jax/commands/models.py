@@ -37,5 +37,6 @@ def run(values: flags.FlagValues) -> None:
         macs = backbone_macs(model, preset.input_shape, preset.conditioning)
         published, shape = preset.published or "–", "×".join(map(str, preset.input_shape))
         print(
-            f"{name:<{width}}{parameters:>14,}{published:>12}{macs / 1e9:>10.2f}{model.tokens:>8}  {shape}", flush=True
+            f"{name:<{width}}{parameters:>14,}{published:>12}{macs / 1e9:>10.2f}{model.sequence_length:>8}  {shape}",
+            flush=True,
         )

@@ -16,7 +16,7 @@ from diffusion_jax.evaluation.metrics.inception_score import inception_score
 from diffusion_jax.evaluation.metrics.kid import clip_distance, kernel_distance
 from diffusion_jax.evaluation.metrics.precision_recall import precision_recall
 from diffusion_jax.evaluation.networks.combined_features import CombinedFeatures
-from diffusion_jax.evaluation.protocols import Protocol
+from diffusion_jax.evaluation.protocols import ScoringRules
 from diffusion_jax.evaluation.references import KEYS, Reference
 
 METRIC_NEEDS = {
@@ -59,7 +59,7 @@ class Evaluator:
 
     def __init__(
         self,
-        protocol: Protocol,
+        protocol: ScoringRules,
         extractor: CombinedFeatures,
         reference: Reference | None,
         metrics: Sequence[str] | None = None,
@@ -163,7 +163,7 @@ def check_metrics(metrics: Sequence[str], offered: Iterable[str] = METRIC_NEEDS)
             raise UserError(f"metric '{metric}' is not known{did_you_mean(metric, offered)}")
 
 
-def check_count(count: int, metrics: Sequence[str], protocol: Protocol, allow_few: bool) -> None:
+def check_count(count: int, metrics: Sequence[str], protocol: ScoringRules, allow_few: bool) -> None:
     """Raises UserError if a metric is asked of too few images."""
     if "kid" in metrics:
         _check_subsets(count, protocol, "the samples")
@@ -175,7 +175,7 @@ def check_count(count: int, metrics: Sequence[str], protocol: Protocol, allow_fe
         )
 
 
-def _check_subsets(count: int, protocol: Protocol, name: str) -> None:
+def _check_subsets(count: int, protocol: ScoringRules, name: str) -> None:
     if count < protocol.kid_subset_size:
         raise UserError(
             f"kid of protocol {protocol.name} takes subsets of {protocol.kid_subset_size} images, and {name} are "

@@ -163,7 +163,7 @@ def open_image_set(name: str, image_shape: tuple[int, int, int], split: str = "t
     return SourceImages(open_source(DataConfig(data_name, height, split, channels)))
 
 
-def told(images: ImageSet) -> Iterator[Batch]:
+def with_progress(images: ImageSet) -> Iterator[Batch]:
     """The batches of a set; says on stderr every ten seconds how many images have been taken."""
     taken, last = 0, time.monotonic()
     for batch in images.batches():

@@ -10,7 +10,7 @@ from diffusion_jax.pictures import Uint8Rule
 
 
 @dataclasses.dataclass(frozen=True)
-class Protocol:
+class ScoringRules:
     """Everything that must be equal for two scores to be comparable, but for the images.
 
     Attributes:
@@ -59,7 +59,7 @@ class Protocol:
 PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
-        Protocol(
+        ScoringRules(
             name="adm",
             papers="ADM, DiT, SiT; precision and recall of LDM",
             resize="tf1_bilinear",
@@ -69,7 +69,7 @@ PROTOCOLS = {
             sample_count=50_000,
             reference="the whole training set (VIRTUAL_*.npz); precision and recall: its 10,000 images arr_0",
         ),
-        Protocol(
+        ScoringRules(
             name="ldm",
             papers="LDM, LDM-Transformer: torch-fidelity",
             resize="tf1_bilinear",
@@ -81,7 +81,7 @@ PROTOCOLS = {
             inception_score="torch_fidelity",
             inception_splits=10,
         ),
-        Protocol(
+        ScoringRules(
             name="uvit",
             papers="U-ViT, IU-ViT, ASCEND: pytorch-fid",
             resize="half_pixel_bilinear",
@@ -93,7 +93,7 @@ PROTOCOLS = {
             inception_score="openai",
             inception_splits=10,
         ),
-        Protocol(
+        ScoringRules(
             name="clean",
             papers="clean-fid",
             resize="pil_bicubic",
@@ -105,7 +105,7 @@ PROTOCOLS = {
             inception_score="torch_fidelity",
             inception_splits=10,
         ),
-        Protocol(
+        ScoringRules(
             name="edm",
             papers="EDM, EDM2",
             resize="tf1_bilinear",
@@ -121,7 +121,7 @@ PROTOCOLS = {
 """Protocols by name."""
 
 
-def protocol_named(name: str) -> Protocol:
+def protocol_named(name: str) -> ScoringRules:
     """The protocol of a name; raises UserError if there is none."""
     if name not in PROTOCOLS:
         raise UserError(f"--protocol {name}: there is none of this name{did_you_mean(name, PROTOCOLS)}")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.evaluation.image_sets import DAMAGE, ImageSet, SampleFile, told
+from diffusion_jax.evaluation.image_sets import DAMAGE, ImageSet, SampleFile, with_progress
 from diffusion_jax.evaluation.metrics.feature_statistics import FeatureStatistics
 from diffusion_jax.evaluation.networks.combined_features import CombinedFeatures
 from diffusion_jax.files import open_atomically
@@ -70,7 +70,7 @@ def reference_from_images(
     rows: dict[str, list[np.ndarray]] = {tap: [] for tap in extractor.taps if tap in KEPT_KEYS}
     kept_images: list[np.ndarray] = []
     seen = 0
-    for batch in told(images):
+    for batch in with_progress(images):
         measured = extractor.measure(batch["image"])
         for tap, sums in statistics.items():
             sums.update(measured[tap])

@@ -3,8 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
-from typing import Protocol as Interface
+from typing import Any, Literal, Protocol
 
 from diffusion_jax.data.digits import NATIVE_SIZE
 from diffusion_jax.errors import UserError, did_you_mean
@@ -18,7 +17,7 @@ from diffusion_jax.evaluation.evaluator import (
     check_references,
     full_result,
 )
-from diffusion_jax.evaluation.image_sets import ImageSet, open_image_set, told
+from diffusion_jax.evaluation.image_sets import ImageSet, open_image_set, with_progress
 from diffusion_jax.evaluation.networks.combined_features import CombinedFeatures
 from diffusion_jax.evaluation.networks.inception_features import InceptionFeatures
 from diffusion_jax.evaluation.networks.inception_weights import load_inception
@@ -30,7 +29,7 @@ from diffusion_jax.evaluation.networks.vision_weights import (
     find_weights,
     read_vision_transformer,
 )
-from diffusion_jax.evaluation.protocols import Protocol, protocol_named
+from diffusion_jax.evaluation.protocols import ScoringRules, protocol_named
 from diffusion_jax.evaluation.references import is_statistics_file, read_reference, reference_from_images
 from diffusion_jax.evaluation.shapes_scorer import ShapesScorer
 from diffusion_jax.pictures import ROUNDED, Uint8Rule
@@ -121,7 +120,7 @@ class EvaluateConfig(ScoringConfig):
         return value < on if self.best in LOWER_IS_BETTER else value > on
 
 
-class Scorer(Interface):
+class Scorer(Protocol):
     """Scores any number of sets of images against one reference."""
 
     def measure(self, samples: ImageSet) -> dict[str, Any]:
@@ -159,7 +158,7 @@ def uint8_rule(protocol: str | None) -> Uint8Rule:
     return ROUNDED if protocol is None else protocol_named(protocol).uint8
 
 
-def open_extractor(config: ScoringConfig, protocol: Protocol, taps: Iterable[str]) -> CombinedFeatures:
+def open_extractor(config: ScoringConfig, protocol: ScoringRules, taps: Iterable[str]) -> CombinedFeatures:
     """The networks that give some taps, or features of the Inception network of which a metric needs any.
 
     Args:
@@ -222,7 +221,7 @@ class ProtocolScorer:
 
     def measure(self, samples: ImageSet) -> dict[str, Any]:
         """See `Scorer`."""
-        measured = self.evaluator.measure(batch["image"] for batch in told(samples))
+        measured = self.evaluator.measure(batch["image"] for batch in with_progress(samples))
         if measured["count"] != samples.count:
             raise UserError(f"{samples.name}: has {measured['count']} images, not {samples.count} as it said")
         return full_result(self.evaluator, measured, samples.describe())

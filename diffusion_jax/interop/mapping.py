@@ -28,7 +28,7 @@ from diffusion_jax.parallel.partition import path_name
 Module = TypeVar("Module")
 
 
-class Transform(Protocol):
+class Conversion(Protocol):
     """A change of layout that loses nothing: `inverse(forward(x))` is `x`."""
 
     def forward(self, theirs: np.ndarray) -> np.ndarray:
@@ -138,7 +138,7 @@ class Entry:
 
     theirs: str | tuple[str, ...]
     ours: str
-    transform: Transform = SAME
+    transform: Conversion = SAME
     copies: tuple[str, ...] = ()
 
     @property
@@ -163,7 +163,7 @@ def linear(
     return _layer(theirs, ours, "kernel", split, split, bias)
 
 
-def conv(theirs: str | tuple[str, ...], ours: str, *, bias: bool = True, transform: Transform = CONV) -> list[Entry]:
+def conv(theirs: str | tuple[str, ...], ours: str, *, bias: bool = True, transform: Conversion = CONV) -> list[Entry]:
     """The entries of a convolution: `weight` OIHW to `kernel` HWIO, and `bias` where it has one."""
     return _layer(theirs, ours, "kernel", transform, SAME, bias)
 
@@ -174,7 +174,7 @@ def norm(theirs: str, ours: str, *, bias: bool = True) -> list[Entry]:
 
 
 def _layer(
-    theirs: str | tuple[str, ...], ours: str, weight: str, transform: Transform, bias_transform: Transform, bias: bool
+    theirs: str | tuple[str, ...], ours: str, weight: str, transform: Conversion, bias_transform: Conversion, bias: bool
 ) -> list[Entry]:
     names = (theirs,) if isinstance(theirs, str) else theirs
     entries = [Entry(tuple(f"{name}.weight" for name in names), f"{ours}/{weight}", transform)]

@@ -3,7 +3,7 @@
 A backbone is an NNX module whose constructor takes, beside its own options, `input_shape` (H, W, C), `out_channels`,
 `conditioning` (a `ConditioningSpec`; parts it has no use for raise a `UserError`) and `rngs`. It is called as
 `backbone(x [B, H, W, C], timestep [B], cond) -> [B, H, W, out_channels] float32`, has the class attribute
-`partition_rules`, and `tokens`, the length of its longest sequence.
+`partition_rules`, and `sequence_length`, the length of its longest sequence.
 
 A backbone outside this library goes by "package.module:Class" (docs/new_backbone.md).
 """

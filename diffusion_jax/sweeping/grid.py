@@ -7,14 +7,14 @@ from typing import Any
 
 from diffusion_jax.errors import UserError
 
-Point = dict[str, Any]
+SweepPoint = dict[str, Any]
 """Overrides of one run: "section.key" to its value."""
 
 # Longer names are cut; file systems end at 255 bytes.
 LONGEST_NAME = 120
 
 
-def product(*parts: Mapping[str, Sequence[Any]] | Sequence[Point]) -> list[Point]:
+def product(*parts: Mapping[str, Sequence[Any]] | Sequence[SweepPoint]) -> list[SweepPoint]:
     """Every combination of its parts, the last one varying fastest.
 
     Args:
@@ -30,7 +30,7 @@ def product(*parts: Mapping[str, Sequence[Any]] | Sequence[Point]) -> list[Point
     >>> product({"optimizer.lr": [1e-3, 1e-4]}, {"train.seed": [0, 1]})[1]
     {'optimizer.lr': 0.001, 'train.seed': 1}
     """
-    axes: list[Sequence[Point]] = []
+    axes: list[Sequence[SweepPoint]] = []
     for part in parts:
         if isinstance(part, Mapping):
             axes += [[{key: value} for value in values] for key, values in part.items()]
@@ -39,7 +39,7 @@ def product(*parts: Mapping[str, Sequence[Any]] | Sequence[Point]) -> list[Point
     return [_joined(points) for points in itertools.product(*axes)]
 
 
-def zipped(axes: Mapping[str, Sequence[Any]]) -> list[Point]:
+def zipped(axes: Mapping[str, Sequence[Any]]) -> list[SweepPoint]:
     """The first values of all keys, then the second values of all keys, and so on.
 
     Args:
@@ -61,7 +61,7 @@ def zipped(axes: Mapping[str, Sequence[Any]]) -> list[Point]:
     return [dict(zip(axes, values, strict=True)) for values in zip(*axes.values(), strict=True)]
 
 
-def names(points: Sequence[Point]) -> list[str]:
+def names(points: Sequence[SweepPoint]) -> list[str]:
     """Names of runs that can be read and be folders, "lr=0.001,loss=min_snr".
 
     A key is called by its last word, `section.name` by its section, and where two keys of the sweep would be called the
@@ -86,8 +86,8 @@ def _word(key: str) -> str:
     return section if last == "name" else last
 
 
-def _joined(points: Sequence[Point]) -> Point:
-    joined: Point = {}
+def _joined(points: Sequence[SweepPoint]) -> SweepPoint:
+    joined: SweepPoint = {}
     for point in points:
         for key in point:
             if key in joined:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import diffusion_jax
 from diffusion_jax.errors import UserError
-from diffusion_jax.sweeping.sweep import Run
+from diffusion_jax.sweeping.sweep import PlannedRun
 from diffusion_jax.training.signals import StopRequest
 
 OUTPUT = "train.log"
@@ -35,7 +35,7 @@ class LaunchOptions:
     slurm: tuple[str, ...] = ()
 
 
-def launch_locally(runs: Sequence[Run], options: LaunchOptions) -> bool:
+def launch_locally(runs: Sequence[PlannedRun], options: LaunchOptions) -> bool:
     """Trains the runs on this host, some at a time, their output in `WORKDIR/train.log`.
 
     SIGTERM and SIGINT are passed on to the runs, which save; the next call resumes them.
@@ -47,8 +47,8 @@ def launch_locally(runs: Sequence[Run], options: LaunchOptions) -> bool:
       UserError: some runs failed, after all others have ended; names them and their logs.
     """
     waiting = list(runs)
-    slots: dict[int, tuple[Run, subprocess.Popen[bytes]]] = {}
-    failed: list[Run] = []
+    slots: dict[int, tuple[PlannedRun, subprocess.Popen[bytes]]] = {}
+    failed: list[PlannedRun] = []
     passed_on = False
     with StopRequest() as stop:
         while slots or (waiting and not stop.signal_name):
@@ -76,7 +76,7 @@ def launch_locally(runs: Sequence[Run], options: LaunchOptions) -> bool:
     return not stop.signal_name
 
 
-def submit_to_slurm(runs: Sequence[Run], options: LaunchOptions) -> bool:
+def submit_to_slurm(runs: Sequence[PlannedRun], options: LaunchOptions) -> bool:
     """Submits each run through `launch/slurm.sh`, which passes over those that are queued or running.
 
     Returns:
@@ -92,7 +92,7 @@ def submit_to_slurm(runs: Sequence[Run], options: LaunchOptions) -> bool:
     return False
 
 
-def print_commands(runs: Sequence[Run], options: LaunchOptions) -> bool:
+def print_commands(runs: Sequence[PlannedRun], options: LaunchOptions) -> bool:
     """Prints the command of each run as a line of shell, for whatever starts programs on the user's machines.
 
     Returns:
@@ -103,7 +103,7 @@ def print_commands(runs: Sequence[Run], options: LaunchOptions) -> bool:
     return False
 
 
-LAUNCHERS: Mapping[str, Callable[[Sequence[Run], LaunchOptions], bool]] = {
+LAUNCHERS: Mapping[str, Callable[[Sequence[PlannedRun], LaunchOptions], bool]] = {
     "local": launch_locally,
     "slurm": submit_to_slurm,
     "print": print_commands,
@@ -111,7 +111,7 @@ LAUNCHERS: Mapping[str, Callable[[Sequence[Run], LaunchOptions], bool]] = {
 """Ways to start runs, by their names on the command line."""
 
 
-def _start(run: Run, slot: int, options: LaunchOptions) -> subprocess.Popen[bytes]:
+def _start(run: PlannedRun, slot: int, options: LaunchOptions) -> subprocess.Popen[bytes]:
     environment = dict(os.environ)
     if options.gpus_per_run:
         first = slot * options.gpus_per_run
@@ -124,7 +124,7 @@ def _start(run: Run, slot: int, options: LaunchOptions) -> subprocess.Popen[byte
         )
 
 
-def _last_line(run: Run) -> str:
+def _last_line(run: PlannedRun) -> str:
     lines = (run.workdir / OUTPUT).read_text(errors="replace").strip().splitlines()
     return lines[-1] if lines else "no output"
 

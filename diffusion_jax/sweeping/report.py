@@ -12,12 +12,12 @@ from matplotlib.figure import Figure
 
 from diffusion_jax.errors import UserError, did_you_mean
 from diffusion_jax.files import write_atomically
-from diffusion_jax.sweeping.sweep import Run
+from diffusion_jax.sweeping.sweep import PlannedRun
 
 NOT_METRICS = ("step", "time")
 
 
-def write_report(runs: Sequence[Run], metrics: Sequence[str], workdir: pathlib.Path) -> str:
+def write_report(runs: Sequence[PlannedRun], metrics: Sequence[str], workdir: pathlib.Path) -> str:
     """Writes `report.md`, `report.csv` and `report.png` into the sweep's folder.
 
     The tables have a row for each run: its point, its step, and the last value of each metric in its log, that is, the
@@ -55,7 +55,7 @@ def write_report(runs: Sequence[Run], metrics: Sequence[str], workdir: pathlib.P
 
 
 def table(
-    runs: Sequence[Run], logs: Sequence[Sequence[dict[str, float]]], metrics: Sequence[str]
+    runs: Sequence[PlannedRun], logs: Sequence[Sequence[dict[str, float]]], metrics: Sequence[str]
 ) -> tuple[list[str], list[list[Any]]]:
     """The header and the rows: the keys of the points, "step", the metrics; empty where there is no value."""
     keys = list(dict.fromkeys(key for run in runs for key in run.point))
@@ -79,7 +79,7 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def plot(runs: Sequence[Run], logs: Sequence[Sequence[dict[str, float]]], metrics: Sequence[str]) -> Figure:
+def plot(runs: Sequence[PlannedRun], logs: Sequence[Sequence[dict[str, float]]], metrics: Sequence[str]) -> Figure:
     """Curves over the steps: a panel for each metric, a line for each run."""
     figure = Figure(figsize=(1 + 5 * len(metrics) + 3, 4.5), layout="constrained")
     panels = figure.subplots(1, len(metrics), squeeze=False)[0]

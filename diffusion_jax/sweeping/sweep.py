@@ -18,7 +18,7 @@ from diffusion_jax.data import DataConfig, open_source
 from diffusion_jax.errors import UserError
 from diffusion_jax.runs.checkpoints import Checkpoints
 from diffusion_jax.runs.system import DatasetFacts, System
-from diffusion_jax.sweeping.grid import Point, names
+from diffusion_jax.sweeping.grid import SweepPoint, names
 from diffusion_jax.training.diffusion_stage import DiffusionStage
 from diffusion_jax.training.loop import check_same_run, stage_of
 from diffusion_jax.training.run_log import LOG
@@ -36,13 +36,13 @@ class Sweep:
     """
 
     config: str
-    points: Sequence[Point]
-    fixed: Point = dataclasses.field(default_factory=dict)
+    points: Sequence[SweepPoint]
+    fixed: SweepPoint = dataclasses.field(default_factory=dict)
     metrics: tuple[str, ...] = ("loss",)
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class PlannedRun:
     """One run of a sweep.
 
     Attributes:
@@ -54,7 +54,7 @@ class Run:
     """
 
     name: str
-    point: Point
+    point: SweepPoint
     workdir: pathlib.Path
     arguments: tuple[str, ...]
     steps: int
@@ -102,7 +102,7 @@ def read_sweep(file: str) -> Sweep:
     return sweep
 
 
-def plan(sweep: Sweep, workdir: pathlib.Path) -> list[Run]:
+def planned_runs(sweep: Sweep, workdir: pathlib.Path) -> list[PlannedRun]:
     """The runs of a sweep, each with a config that has been checked, so that none fails for it in the middle.
 
     Args:
@@ -126,7 +126,7 @@ def plan(sweep: Sweep, workdir: pathlib.Path) -> list[Run]:
         except UserError as error:
             raise UserError(f"run '{name}': {error}") from None
         arguments = (f"--config={sweep.config}", *overrides, f"--workdir={folder}")
-        runs.append(Run(name, dict(point), folder, arguments, config.train.steps))
+        runs.append(PlannedRun(name, dict(point), folder, arguments, config.train.steps))
     return runs
 
 

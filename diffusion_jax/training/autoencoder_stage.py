@@ -18,8 +18,8 @@ from diffusion_jax.parallel.mesh import MeshConfig, make_mesh
 from diffusion_jax.runs.system import DatasetFacts
 from diffusion_jax.runs.trained_first_stage import LATENTS
 from diffusion_jax.training.run_log import averages
-from diffusion_jax.training.setup import born, sharded_shapes
-from diffusion_jax.training.stage import Draw
+from diffusion_jax.training.setup import create_sharded, sharded_shapes
+from diffusion_jax.training.stage import DrawPicture
 
 
 class AutoencoderStage:
@@ -54,7 +54,7 @@ class AutoencoderStage:
 
     def new_state(self, abstract: AutoencoderState) -> AutoencoderState:
         """See `Stage`."""
-        return born(self.system.init_state, abstract)
+        return create_sharded(self.system.init_state, abstract)
 
     def load_frozen(self) -> LPIPS | None:
         """See `Stage`."""
@@ -72,7 +72,7 @@ class AutoencoderStage:
         """See `Stage`."""
         return self.system.train_flops_per_image()
 
-    def drawing(self) -> Draw:
+    def drawing(self) -> DrawPicture:
         """Draws images and below each its reconstruction by the averaged weights; beside it, the latents' histogram."""
         return lambda state, lpips, path: self.reconstructions.draw(state.ema, path)
 
@@ -80,7 +80,7 @@ class AutoencoderStage:
         """See `Stage`."""
         return ReconstructionQuality(self.reconstructions)
 
-    def measured(self, state: AutoencoderState) -> dict[str, Any]:
+    def checkpoint_facts(self, state: AutoencoderState) -> dict[str, Any]:
         """The statistics of the latents that the averaged weights make of training images."""
         return {LATENTS: self.reconstructions.latent_statistics(state.ema).to_json()}
 

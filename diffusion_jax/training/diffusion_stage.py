@@ -16,7 +16,7 @@ from diffusion_jax.training.diffusion_step import TIME_BUCKETS, make_train_step
 from diffusion_jax.training.run_log import averages
 from diffusion_jax.training.sample_scores import TrainingEvaluation
 from diffusion_jax.training.setup import abstract_state, new_state
-from diffusion_jax.training.stage import Draw
+from diffusion_jax.training.stage import DrawPicture
 
 
 class DiffusionStage:
@@ -70,7 +70,7 @@ class DiffusionStage:
         """See `Stage`."""
         return self.system.train_flops_per_image()
 
-    def drawing(self) -> Draw:
+    def drawing(self) -> DrawPicture:
         """Draws a grid of samples."""
         stream = grid_stream(self.system, self.mesh)
 
@@ -84,6 +84,6 @@ class DiffusionStage:
         """See `Stage`."""
         return TrainingEvaluation(self.system, self.mesh, workdir)
 
-    def measured(self, state: TrainState) -> dict[str, Any]:
+    def checkpoint_facts(self, state: TrainState) -> dict[str, Any]:
         """Nothing."""
         return {}

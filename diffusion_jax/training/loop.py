@@ -227,7 +227,9 @@ class Loop:
                         pending = []
                     with timing.aside("checkpoint"):
                         if saving or stopping:
-                            self.checkpoints.save(step, state._asdict(), self.metadata | self.stage.measured(state))
+                            self.checkpoints.save(
+                                step, state._asdict(), self.metadata | self.stage.checkpoint_facts(state)
+                            )
                             self.saved = step
                         if self.snapshots and train.snapshot_every and (last or step % train.snapshot_every == 0):
                             tracks = dict(zip(map(str, train.ema_widths), state.tracks, strict=True))

@@ -1,4 +1,4 @@
-"""Making the state of a run: shapes first, then arrays born on their shards, new or from a checkpoint."""
+"""Making the state of a run: shapes first, then arrays created on their shards, new or from a checkpoint."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -54,10 +54,10 @@ def shardings_of(abstract: Any) -> Any:
 
 def new_state(system: System, optimizer: optax.GradientTransformation, abstract: TrainState) -> TrainState:
     """The state before the first step, each array created on the devices that hold its shards."""
-    return born(lambda: init_state(system, optimizer), abstract)
+    return create_sharded(lambda: init_state(system, optimizer), abstract)
 
 
-def born(init: Callable[[], State], abstract: State) -> State:
+def create_sharded(init: Callable[[], State], abstract: State) -> State:
     """What `init` makes, each array created on the devices that hold its shards."""
     # The program runs once and draws every weight on its own: on a CPU, compiling it took longer than all it does, and
     # takes half as long at LLVM's first level of optimisation, for the same bits.

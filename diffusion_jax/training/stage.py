@@ -12,7 +12,7 @@ from diffusion_jax.models.layers.attention_kernels import KernelChoice
 from diffusion_jax.runs.system import DatasetFacts
 from diffusion_jax.sections import TrainConfig
 
-Draw = Callable[[Any, Any, pathlib.Path], None]
+DrawPicture = Callable[[Any, Any, pathlib.Path], None]
 """Draws a picture from (state, frozen networks) into a PNG."""
 
 
@@ -65,11 +65,11 @@ class Stage(Protocol):
     def flops_per_image(self) -> float:
         """FLOPs of a step for one image."""
 
-    def drawing(self) -> Draw:
+    def drawing(self) -> DrawPicture:
         """What draws the pictures of `train.sample_every`."""
 
     def evaluation(self, workdir: pathlib.Path) -> Evaluation:
         """What measures at the steps of `train.eval_every`."""
 
-    def measured(self, state: Any) -> dict[str, Any]:
+    def checkpoint_facts(self, state: Any) -> dict[str, Any]:
         """What a checkpoint of the state is to tell beside the config, anything JSON can hold."""

@@ -10,13 +10,13 @@ from flax import nnx
 
 from diffusion_jax.autoencoding.losses import KLLoss, VQLoss, hinge, vanilla
 from diffusion_jax.autoencoding.objective import (
+    DiscriminatorState,
     Generator,
-    Opponent,
     Reconstruction,
     discriminator_gradient,
     generator_gradient,
+    generator_losses,
     reconstruct,
-    weigh,
 )
 from diffusion_jax.errors import UserError
 from diffusion_jax.interop.discriminator import load_discriminator
@@ -49,7 +49,7 @@ def test_terms_match_the_official_ones(golden, kind, step):
     prefix = "w/discriminator."
     weights = {key.removeprefix(prefix): value for key, value in official.items() if key.startswith(prefix)}
     abstract = jax.eval_shape(lambda: PatchDiscriminator(num_layers=1, rngs=nnx.Rngs(0)))
-    opponent = Opponent(*load_discriminator(abstract, weights))
+    opponent = DiscriminatorState(*load_discriminator(abstract, weights))
     conv = nnx.Conv(8, 3, (3, 3), padding=1, use_bias=False, rngs=nnx.Rngs(0))
     conv.kernel[...] = official["in/last_layer"].transpose(2, 3, 1, 0)
     mean, logvar = np.split(nhwc(official["in/moments"]), 2, axis=-1)
@@ -60,7 +60,7 @@ def test_terms_match_the_official_ones(golden, kind, step):
         decoded = conv(features)
         made = Reconstruction(decoded, penalty)
         logvar = jnp.float32(official["in/logvar"])
-        _, _, metrics = weigh(loss, made, features, conv, logvar, images, opponent, None, step, train=False)
+        _, _, metrics = generator_losses(loss, made, features, conv, logvar, images, opponent, None, step, train=False)
         _, _, of_disc = discriminator_gradient(loss, opponent, images, decoded, step, train=False)
         return {**metrics, **of_disc, "penalty": penalty, "logvar": logvar}
 
@@ -130,7 +130,7 @@ def test_gradients_are_those_of_the_total(loss, model, listens):
 
     @functools.partial(jax.jit, compiler_options=QUICK)
     def both(autoencoder, discriminator, images, noise):
-        opponent = Opponent(discriminator, discriminator.init_stats())
+        opponent = DiscriminatorState(discriminator, discriminator.init_stats())
         generator = Generator(autoencoder, jnp.float32(0.3))
         ours, made, stats, metrics = generator_gradient(loss, generator, images, noise, opponent, Half(), jnp.int32(3))
 
@@ -168,7 +168,7 @@ def test_gradients_are_those_of_the_total(loss, model, listens):
 def test_without_a_discriminator_or_lpips_their_terms_are_gone():
     loss = VQLoss()
     made = Reconstruction(jnp.zeros((1, 2, 2, 3)), jnp.float32(0.5))
-    pull, stats, metrics = weigh(
+    pull, stats, metrics = generator_losses(
         loss, made, None, None, jnp.float32(0), jnp.full((1, 2, 2, 3), 0.25), None, None, jnp.int32(10**6)
     )
     assert metrics.keys() == {"loss", "l1", "rec_loss", "nll"} and stats == ()
@@ -180,7 +180,7 @@ def test_squared_differences_where_they_are_asked_for():
     loss = VQLoss(pixel_loss="l2")
     made = Reconstruction(jnp.zeros((1, 2, 2, 3)), jnp.float32(0.5))
     images = jnp.full((1, 2, 2, 3), 0.25)
-    pull, _, metrics = weigh(loss, made, None, None, jnp.float32(0), images, None, None, jnp.int32(0))
+    pull, _, metrics = generator_losses(loss, made, None, None, jnp.float32(0), images, None, None, jnp.int32(0))
     np.testing.assert_allclose([metrics["l1"], metrics["rec_loss"], pull.total], [0.25, 0.0625, 0.5625])
     np.testing.assert_allclose(pull.images, np.full((1, 2, 2, 3), -0.5 / 12), rtol=1e-6)
 

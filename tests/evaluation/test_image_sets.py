@@ -9,7 +9,7 @@ from PIL import Image
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import image_sets
-from diffusion_jax.evaluation.image_sets import BATCH_SIZE, SampleFile, open_image_set, told
+from diffusion_jax.evaluation.image_sets import BATCH_SIZE, SampleFile, open_image_set, with_progress
 
 SHAPE = (8, 8, 3)
 
@@ -38,9 +38,9 @@ def test_a_sample_file_is_read_whole_and_in_order(tmp_path, save):
 def test_slow_measuring_is_told(tmp_path, capsys, monkeypatch):
     np.savez(tmp_path / "samples.npz", some_images(BATCH_SIZE + 5))
     samples = SampleFile(tmp_path / "samples.npz")
-    assert len(list(told(samples))) == 2 and capsys.readouterr().err == ""
+    assert len(list(with_progress(samples))) == 2 and capsys.readouterr().err == ""
     monkeypatch.setattr(image_sets, "SECONDS_BETWEEN_WORDS", -1)
-    list(told(samples))
+    list(with_progress(samples))
     lines = capsys.readouterr().err.splitlines()
     counts = [f"{count}/{BATCH_SIZE + 5} images measured" for count in (BATCH_SIZE, BATCH_SIZE + 5)]
     assert lines == [f"{samples.name}: {count}" for count in counts]

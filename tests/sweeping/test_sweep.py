@@ -13,7 +13,7 @@ from PIL import Image
 
 from diffusion_jax import __main__
 from diffusion_jax.errors import UserError
-from diffusion_jax.sweeping import Run
+from diffusion_jax.sweeping import PlannedRun
 
 ROOT = pathlib.Path(__file__).parents[2]
 FILE = """
@@ -57,7 +57,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     (tmp_path / "stand_in.py").write_text(STAND_IN)
     command = property(lambda run: [sys.executable, "-IS", str(tmp_path / "stand_in.py"), *run.arguments])
-    monkeypatch.setattr(Run, "command", command)
+    monkeypatch.setattr(PlannedRun, "command", command)
     # A stand-in's checkpoints are empty folders.
     monkeypatch.setattr("diffusion_jax.sweeping.sweep._check_folder", lambda config, folder: None)
     (tmp_path / "file.py").write_text(FILE)

@@ -7,7 +7,7 @@ from flax import nnx
 
 from diffusion_jax.models.autoencoder.autoencoder import AutoencoderKL
 from diffusion_jax.parallel.mesh import MeshConfig, make_mesh
-from diffusion_jax.training.setup import born, sharded_shapes
+from diffusion_jax.training.setup import create_sharded, sharded_shapes
 
 
 def weights():
@@ -32,7 +32,7 @@ def weights():
 @pytest.mark.parametrize("devices", [1, 2])
 def test_quick_compilation_draws_the_same_bits(devices):
     mesh = make_mesh(MeshConfig(), jax.devices()[:devices])
-    found = born(weights, sharded_shapes(weights, (), mesh))
+    found = create_sharded(weights, sharded_shapes(weights, (), mesh))
     leaves = jax.tree.leaves(found)
     assert len(leaves) > 20
     for leaf, expected in zip(leaves, jax.tree.leaves(jax.jit(weights)()), strict=True):

@@ -18,7 +18,7 @@ from diffusion_jax.diffusion.predictions import Prediction
 from diffusion_jax.errors import UserError
 
 # stage -> standard normal noise [B, ..., C] of this step
-Draw = Callable[[int], Array]
+DrawNoise = Callable[[int], Array]
 # (step, stage) -> standard normal noise [B, ..., C]
 Noise = Callable[[Array, int], Array]
 
@@ -111,7 +111,7 @@ class GridSampler:
         """The loop's state before the first row; the field `x` of it is the sample so far."""
         raise NotImplementedError
 
-    def step(self, state: Any, row: Any, denoise: Denoise, draw: Draw) -> Any:
+    def step(self, state: Any, row: Any, denoise: Denoise, draw: DrawNoise) -> Any:
         """The state after one network call."""
         raise NotImplementedError
 

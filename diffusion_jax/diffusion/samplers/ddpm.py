@@ -11,7 +11,7 @@ from diffusion_jax.diffusion.denoiser import Denoise
 from diffusion_jax.diffusion.paths import Path
 from diffusion_jax.diffusion.point import Array, Point
 from diffusion_jax.diffusion.posterior import transitions
-from diffusion_jax.diffusion.samplers.base import Draw, GridSampler, points
+from diffusion_jax.diffusion.samplers.base import DrawNoise, GridSampler, points
 
 
 class Rows(NamedTuple):
@@ -54,7 +54,7 @@ class DDPM(GridSampler):
     def init(self, x: Array, plan: Rows) -> State:
         return State(x)
 
-    def step(self, state: State, row: Rows, denoise: Denoise, draw: Draw) -> State:
+    def step(self, state: State, row: Rows, denoise: Denoise, draw: DrawNoise) -> State:
         transition = row.point.transition
         assert transition is not None
         denoised = denoise(state.x, row.point)

@@ -16,7 +16,7 @@ import numpy as np
 
 from diffusion_jax.diffusion.denoiser import Denoise
 from diffusion_jax.diffusion.point import Array, Point, align
-from diffusion_jax.diffusion.samplers.base import Draw, GridSampler
+from diffusion_jax.diffusion.samplers.base import DrawNoise, GridSampler
 
 # Weights of a linear combination by register: "x", "base", "m", or the number of a slot with an earlier m.
 Weights = dict[str | int, float]
@@ -146,7 +146,7 @@ class GeneralLinear(GridSampler):
             slots=jnp.zeros((slots, *x.shape), x.dtype) if slots else None,  # S, B, ..., C
         )
 
-    def step(self, state: State, row: Rows, denoise: Denoise, draw: Draw) -> State:
+    def step(self, state: State, row: Rows, denoise: Denoise, draw: DrawNoise) -> State:
         x = state.x
         if row.noise_before is not None:
             x = row.scale_before * x + row.noise_before * draw(1)

@@ -10,7 +10,7 @@ from diffusion_jax.diffusion.checks import check_choice
 from diffusion_jax.diffusion.denoiser import Denoise
 from diffusion_jax.diffusion.paths import Path
 from diffusion_jax.diffusion.point import Array, Point
-from diffusion_jax.diffusion.samplers.base import Draw, GridSampler, points
+from diffusion_jax.diffusion.samplers.base import DrawNoise, GridSampler, points
 from diffusion_jax.diffusion.samplers.general_linear import Call as LinearCall
 from diffusion_jax.diffusion.samplers.general_linear import pick, rows
 from diffusion_jax.errors import UserError
@@ -107,7 +107,7 @@ class PredictorCorrector(GridSampler):
     def init(self, x: Array, plan: Rows) -> State:
         return State(x)
 
-    def step(self, state: State, row: Rows, denoise: Denoise, draw: Draw) -> State:
+    def step(self, state: State, row: Rows, denoise: Denoise, draw: DrawNoise) -> State:
         x, z = state.x, draw(0)
         epsilon = denoise(x, row.point).epsilon
         predicted = row.x * x + row.epsilon * epsilon + row.noise * z

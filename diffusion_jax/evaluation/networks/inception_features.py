@@ -8,7 +8,7 @@ import numpy as np
 from diffusion_jax.evaluation.networks.inception import TAP_WIDTHS, InceptionV3, NetworkPrecision
 from diffusion_jax.evaluation.networks.network_features import NetworkFeatures
 from diffusion_jax.evaluation.networks.resize import ResizeRule, ScaleRule, network_input
-from diffusion_jax.evaluation.protocols import Protocol
+from diffusion_jax.evaluation.protocols import ScoringRules
 
 METRIC_TAPS: tuple[str, ...] = ("2048", "spatial", "logits_unbiased")
 
@@ -70,7 +70,7 @@ class InceptionFeatures(NetworkFeatures):
     @classmethod
     def under(
         cls,
-        protocol: Protocol,
+        protocol: ScoringRules,
         network: InceptionV3,
         weights_sha256: str | None,
         precision: NetworkPrecision = "float32",

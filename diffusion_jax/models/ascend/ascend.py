@@ -141,7 +141,7 @@ class ASCEND(nnx.Module):
             precision=Precision(dtype, residual_dtype),
         )
         self.precision = layout.precision
-        self.tokens = layout.longest_sequence
+        self.sequence_length = layout.longest_sequence
         widths, levels = layout.widths, range(len(layout.widths))
         embedding_width = layout.embedding_width
         self.time_embed = TimestepEmbedder(

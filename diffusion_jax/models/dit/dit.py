@@ -277,7 +277,7 @@ class DiT(nnx.Module):
         return unpatchify(self.final(tokens, condition), self.grid, self.patch_size)  # [B, H, W, out_channels]
 
     @property
-    def tokens(self) -> int:
+    def sequence_length(self) -> int:
         """Length of the sequence, the tokens of an in-context condition included."""
         context = 1 + hasattr(self, "label_embed") if self.in_context else 0
         return self.grid[0] * self.grid[1] + context

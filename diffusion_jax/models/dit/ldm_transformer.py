@@ -289,6 +289,6 @@ class LDMTransformer(nnx.Module):
         return unpatchify(out, self.grid, self.patch_size)  # [B, H, W, out_channels]
 
     @property
-    def tokens(self) -> int:
+    def sequence_length(self) -> int:
         """Length N of the sequence."""
         return self.grid[0] * self.grid[1] + self.embed.extra

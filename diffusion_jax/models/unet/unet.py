@@ -126,7 +126,7 @@ class UNet(nnx.Module):
         )
         height, width, channels = input_shape
         layout.check_size(height, width)
-        self.tokens = layout.longest_sequence(height, width)
+        self.sequence_length = layout.longest_sequence(height, width)
         rngs = KeyStream(rngs.params())
         self.time_embed = TimestepEmbedder(
             layout.embedding_width,

@@ -235,6 +235,6 @@ class IUViT(nnx.Module):
         return self.head(self.trunk(self.embed(x, time, cond), text))  # [B, H, W, out_channels]
 
     @property
-    def tokens(self) -> int:
+    def sequence_length(self) -> int:
         """Length N of the sequence of self-attention."""
-        return self.embed.tokens
+        return self.embed.sequence_length

@@ -87,7 +87,7 @@ class TokenEmbedding(nnx.Module):
             self.label_embed = LabelEmbedder(conditioning, width, stddev=1.0, rngs=rngs)
         if self.context_length:
             self.context_embed = Linear(conditioning.token_width, width, kernel_init=INIT, dtype=dtype, rngs=rngs)
-        self.positions = nnx.Param(INIT(rngs.params(), (self.tokens, width), jnp.float32))
+        self.positions = nnx.Param(INIT(rngs.params(), (self.sequence_length, width), jnp.float32))
 
     def time(self, timestep: jax.Array) -> jax.Array:
         """Embeds [B] timesteps as [B, D] float32."""
@@ -121,11 +121,11 @@ class TokenEmbedding(nnx.Module):
         """Which tokens may be attended to, [B, N] bool: all but the invalid ones of the context; None means all."""
         if not self.context_length or cond.token_mask is None:
             return None
-        before, after = self.extras - self.context_length, self.tokens - self.extras
+        before, after = self.extras - self.context_length, self.sequence_length - self.extras
         return jnp.pad(cond.token_mask, ((0, 0), (before, after)), constant_values=True)  # [B, N]
 
     @property
-    def tokens(self) -> int:
+    def sequence_length(self) -> int:
         """Length N of the sequence."""
         return self.extras + self.grid[0] * self.grid[1]
 
@@ -247,6 +247,6 @@ class UViT(nnx.Module):
         return self.head(self.trunk(tokens, self.embed.mask(cond)))  # [B, H, W, out_channels]
 
     @property
-    def tokens(self) -> int:
+    def sequence_length(self) -> int:
         """Length N of the sequence."""
-        return self.embed.tokens
+        return self.embed.sequence_length

@@ -82,7 +82,7 @@ def test_reconstructed_models_of_text_have_the_specified_parameters(name, parame
     assert count(model) == parameters
     parts = (model.conv_in, model.encoder, model.downsamplers), model.middle, (model.decoder, model.upsamplers)
     assert [round(count(part) / 1e6, 1) for part in parts] == millions
-    assert model.tokens == 32 * 32
+    assert model.sequence_length == 32 * 32
 
 
 def test_the_convolutional_twin_is_the_unet_of_improved_ddpm():

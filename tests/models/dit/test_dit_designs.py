@@ -216,4 +216,4 @@ def test_a_model_without_classes_is_told_the_time_alone(block):
     x, t, _ = inputs()
     run = jax.jit(lambda model, t: model(x, t, Conditioning()))
     assert np.abs(run(fill(model), t) - run(fill(model), 2 * t)).max() > 1e-3
-    assert model.tokens == 8 + (block == "in_context")
+    assert model.sequence_length == 8 + (block == "in_context")

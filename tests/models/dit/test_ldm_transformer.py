@@ -59,7 +59,7 @@ def test_presets_have_the_specified_parameters_and_cost(name):
     parameters, gmac = PRESETS[name]
     model = preset(name).abstract()
     assert count(model) == parameters
-    assert model.tokens == 258
+    assert model.sequence_length == 258
     macs = backbone_macs(model, (32, 32, 4), IMAGENET)
     assert abs(macs / 1e9 - gmac) <= 0.05
     width, depth = preset(name).options["width"], preset(name).options["depth"]
@@ -71,7 +71,7 @@ def test_variants_have_the_specified_parameters_and_cost():
     base = {"side": 32, "conditioning": IMAGENET, "depth": 16, "width": 1024, "heads": 16}
     four = {**base, "patch_size": 4}
     assert abs(backbone_macs(abstract(**four), (32, 32, 4), IMAGENET) / 1e9 - 26.9) <= 0.05
-    assert abstract(**four).tokens == 66
+    assert abstract(**four).sequence_length == 66
     assert count(abstract(**base, bridge=False)) == 406_241_296
     assert count(abstract(**{**base, "width": 1008, "heads": 14}, bridge=False)) == 393_668_368
     assert count(abstract(**base, time_mode="add")) == count(abstract(**base, class_mode="with_time")) == 407_290_896
@@ -218,7 +218,7 @@ def test_shapes_of_every_mode(options, tokens):
     x, timestep = jax.ShapeDtypeStruct((3, 32, 32, 4), jnp.float32), jax.ShapeDtypeStruct((3,), jnp.float32)
     out = jax.eval_shape(lambda model, *arguments: model(*arguments), model, x, timestep, cond)
     assert out.shape == (3, 32, 32, 4) and out.dtype == jnp.float32
-    assert model.tokens == tokens
+    assert model.sequence_length == tokens
 
 
 def test_output_is_zero_at_the_start_if_the_head_is(fresh, inputs):

@@ -51,7 +51,7 @@ def test_published_parameters_and_tokens(name):
 
 def test_smaller_patches_make_more_tokens_of_the_same_weights():
     model = preset("iuvit-lsun-church256-patch8").abstract()
-    assert model.embed.grid == (32, 32) and model.tokens == 1025 and count(model) == 527_377_035
+    assert model.embed.grid == (32, 32) and model.sequence_length == 1025 and count(model) == 527_377_035
 
 
 def test_the_ablation_leads_from_uvit_to_iuvit():

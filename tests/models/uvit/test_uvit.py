@@ -23,7 +23,7 @@ GOLDEN = ["uvit_uncond", "uvit_class", "uvit_t2i"]
 def test_published_parameters_and_tokens(name, parameters):
     model = preset(name).abstract()
     assert sum(leaf.size for leaf in jax.tree.leaves(model)) == parameters
-    assert model.embed.grid == (16, 16) and model.tokens == 257
+    assert model.embed.grid == (16, 16) and model.sequence_length == 257
 
 
 def options(data):
@@ -89,7 +89,7 @@ def test_forward_and_activations_agree_with_the_official_code(golden, name):
     data = golden(name)
     model, _ = from_golden(data)
     arguments = inputs(data)
-    assert model.tokens == data["w/pos_embed"].shape[1]
+    assert model.sequence_length == data["w/pos_embed"].shape[1]
     out, found = jax.jit(lambda model, *arguments: (model(*arguments), activations(model, *arguments)))(
         model, *arguments
     )

@@ -180,8 +180,8 @@ def measure_training(name: str, options: argparse.Namespace) -> dict[str, Any]:
     from diffusion_jax.diffusion.losses import SimpleLoss
     from diffusion_jax.diffusion.paths import DiscretePath
     from diffusion_jax.diffusion.predictions import Prediction
+    from diffusion_jax.optim.ema_profiles import ema_update
     from diffusion_jax.optim.optimizer import adamw
-    from diffusion_jax.training.ema import ema_update
 
     path, prediction, loss = DiscretePath(), Prediction("epsilon"), SimpleLoss()
     optimizer, _ = adamw(lr=LEARNING_RATE)

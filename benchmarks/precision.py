@@ -13,11 +13,13 @@ import numpy as np
 
 from diffusion_jax.config import load_config
 from diffusion_jax.data import batches, open_source
+from diffusion_jax.data.facts import DatasetFacts
+from diffusion_jax.parallel.create import shardings_of
 from diffusion_jax.parallel.hardware import prepare_cpu
 from diffusion_jax.parallel.mesh import make_mesh, replicated
-from diffusion_jax.runs.system import SCHEMA, DatasetFacts, System
+from diffusion_jax.runs.system import SCHEMA, System
+from diffusion_jax.training.diffusion_state import abstract_state, new_state
 from diffusion_jax.training.diffusion_step import make_train_step
-from diffusion_jax.training.setup import abstract_state, new_state, shardings_of
 
 SMALL = ["model.depth=4", "model.width=64", "model.heads=4", "train.batch_size=64", "optimizer.lr=1e-3"]
 PARTS = 10

@@ -27,7 +27,8 @@ from diffusion_jax.diffusion.samplers.adaptive import AdaptiveSampler
 from diffusion_jax.evaluation import FeatureStatistics, frechet_distance
 from diffusion_jax.evaluation.digits.extractor import Extractor, extractor_for
 from diffusion_jax.runs.open_run import restore_for_sampling
-from diffusion_jax.sampling.generation import SampleStream, parse_labels
+from diffusion_jax.sampling.generation import SampleStream
+from diffusion_jax.sampling.labels import parse_labels
 
 STEPS = (4, 8, 16, 32)
 # For samplers that choose their own steps.

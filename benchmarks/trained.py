@@ -9,10 +9,12 @@ import jax
 import numpy as np
 
 from diffusion_jax.config import complete
+from diffusion_jax.data.facts import DatasetFacts
+from diffusion_jax.parallel.create import shardings_of
 from diffusion_jax.parallel.mesh import MeshConfig, make_mesh, replicated
-from diffusion_jax.runs.system import SCHEMA, DatasetFacts, System
+from diffusion_jax.runs.system import SCHEMA, System
+from diffusion_jax.training.diffusion_state import abstract_state, new_state
 from diffusion_jax.training.diffusion_step import make_train_step
-from diffusion_jax.training.setup import abstract_state, new_state, shardings_of
 
 CLASSES = 1000
 

@@ -1,7 +1,7 @@
-"""What users wrote themselves, named as "package.module:Name"."""
+"""Imports by name: what users wrote themselves, "package.module:Name", and packages whose names load when asked for."""
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from diffusion_jax.errors import UserError, did_you_mean
@@ -65,3 +65,21 @@ def _import(place: str, name: str, kind: str, fits: Callable[[Any], bool], base:
             f"{place}={name!r}: {module_name} has no {kind} of that name{derived}{did_you_mean(own_name, fitting)}"
         )
     return vars(module)[own_name]
+
+
+def lazy_names(modules: Mapping[str, str]) -> tuple[Callable[[str], Any], list[str]]:
+    """The `__getattr__` and `__all__` of a package whose names are imported when they are first asked for.
+
+    Args:
+      modules: name to the module that defines it.
+
+    Returns:
+      A function that gives the value of a name and raises `AttributeError` for others; and the names.
+    """
+
+    def get(name: str) -> Any:
+        if name not in modules:
+            raise AttributeError(f"there is no '{name}': the names are {', '.join(modules)}")
+        return getattr(importlib.import_module(modules[name]), name)
+
+    return get, list(modules)

@@ -1,11 +1,11 @@
 """The config sections `train` and `sample`: how long a run is, what it writes, and how its samples are drawn."""
 
 import dataclasses
+import re
 from typing import Literal
 
 from diffusion_jax.diffusion.transforms import dynamic_threshold
 from diffusion_jax.errors import UserError
-from diffusion_jax.training.profiling import ProfiledSteps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,3 +90,27 @@ class SampleConfig:
         dynamic_threshold(self.quantile)
         if self.batch_size < 1 or self.grid < 1:
             raise UserError(f"sample.batch_size={self.batch_size} and sample.grid={self.grid} must be at least 1")
+
+
+class ProfiledSteps:
+    """The steps that `train.profile` names.
+
+    Args:
+      text: "FIRST:LAST", from the end of step FIRST to the end of step LAST; None traces nothing.
+      steps: of the run.
+
+    Raises:
+      UserError: another form, or steps that the run has not.
+    """
+
+    def __init__(self, text: str | None, steps: int):
+        self.first = self.last = -1
+        if text is None:
+            return
+        match = re.fullmatch(r"(\d+):(\d+)", text)
+        if match:
+            self.first, self.last = int(match[1]), int(match[2])
+        if not match or not 0 < self.first < self.last <= steps:
+            raise UserError(
+                f"train.profile={text!r}: write FIRST:LAST with 0 < FIRST < LAST ≤ train.steps={steps}, as in 100:105"
+            )

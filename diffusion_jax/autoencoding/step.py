@@ -20,8 +20,7 @@ from diffusion_jax.autoencoding.objective import (
 from diffusion_jax.models.autoencoder.autoencoder import Autoencoder
 from diffusion_jax.models.autoencoder.discriminator import PatchDiscriminator
 from diffusion_jax.models.autoencoder.lpips import LPIPS
-from diffusion_jax.optim.ema_profiles import EMAProfile
-from diffusion_jax.training.ema import ema_update
+from diffusion_jax.optim.ema_profiles import EMAProfile, ema_update
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]

@@ -18,8 +18,9 @@ from diffusion_jax.autoencoding.objective import Generator
 from diffusion_jax.autoencoding.step import AutoencoderState, AutoencoderStep
 from diffusion_jax.config import Schema
 from diffusion_jax.data import DataConfig
+from diffusion_jax.data.facts import DatasetFacts
 from diffusion_jax.errors import UserError
-from diffusion_jax.evaluation.evaluator import LEAST_IMAGES
+from diffusion_jax.evaluation.settings import LEAST_IMAGES
 from diffusion_jax.interop.lpips import read_lpips
 from diffusion_jax.models.autoencoder.autoencoder import AutoencoderKL
 from diffusion_jax.models.autoencoder.discriminator import PatchDiscriminator
@@ -32,7 +33,6 @@ from diffusion_jax.optim.optimizer import OPTIMIZERS
 from diffusion_jax.parallel import processes
 from diffusion_jax.parallel.mesh import MeshConfig
 from diffusion_jax.pictures import to_uint8
-from diffusion_jax.runs.system import DatasetFacts
 from diffusion_jax.schema import Section
 from diffusion_jax.sections import TrainConfig
 

@@ -61,7 +61,8 @@ def define_flags(values: flags.FlagValues) -> None:
 def run(values: flags.FlagValues) -> None:
     """Runs the command."""
     from diffusion_jax.errors import UserError
-    from diffusion_jax.evaluation.scoring import ScoringConfig, open_scorer
+    from diffusion_jax.evaluation.scoring import open_scorer
+    from diffusion_jax.evaluation.settings import ScoringConfig
     from diffusion_jax.files import write_atomically
     from diffusion_jax.parallel import processes
 

@@ -39,11 +39,12 @@ def run(values: flags.FlagValues) -> None:
     """Runs the command."""
     from diffusion_jax.data import DataConfig, open_source
     from diffusion_jax.errors import UserError
-    from diffusion_jax.evaluation.evaluator import METRIC_NEEDS, check_metrics
+    from diffusion_jax.evaluation.evaluator import check_metrics
     from diffusion_jax.evaluation.image_sets import ImageSet, SampleFile, SourceImages
+    from diffusion_jax.evaluation.protocol_scorer import offered_metrics, open_extractor
     from diffusion_jax.evaluation.protocols import protocol_named
     from diffusion_jax.evaluation.references import reference_from_images, write_reference
-    from diffusion_jax.evaluation.scoring import ScoringConfig, open_extractor
+    from diffusion_jax.evaluation.settings import METRIC_NEEDS, ScoringConfig
 
     out = pathlib.Path(values.out)
     if out.suffix != ".npz":
@@ -57,7 +58,7 @@ def run(values: flags.FlagValues) -> None:
         clip_weights=values.clip_weights,
     )
     metrics = values.metrics or ["fid"]
-    check_metrics(metrics, config.offered())
+    check_metrics(metrics, offered_metrics(config))
     images: ImageSet
     if values.data.endswith(".npz"):
         images = SampleFile(pathlib.Path(values.data))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from diffusion_jax.diffusion.point import Array, Point, align
 from diffusion_jax.diffusion.predictions import Prediction
-from diffusion_jax.diffusion.transforms import clip as clip
+from diffusion_jax.diffusion.transforms import Transform
 
 # (x [B, ..., C], timestep [B], cond pytree) -> [B, ..., output channels]
 Model = Callable[[Array, Array, Any], Array]
@@ -15,8 +15,6 @@ Model = Callable[[Array, Array, Any], Array]
 Network = Callable[[Array, Point, Any], Array]
 # (x, point) -> raw output: a network whose conditions are settled.
 Guided = Callable[[Array, Point], Array]
-# (x0, point) -> x0: a correction of the predicted data, such as clipping.
-Transform = Callable[[Array, Point], Array]
 
 
 class Denoised(NamedTuple):

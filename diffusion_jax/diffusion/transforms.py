@@ -12,6 +12,7 @@ from diffusion_jax.diffusion.point import Array, Point
 from diffusion_jax.errors import UserError
 
 Transform = Callable[[Array, Point], Array]
+"""(x0, point) -> x0: a correction of the predicted data, such as clipping."""
 
 
 def clip(x0: Array, point: Point) -> Array:

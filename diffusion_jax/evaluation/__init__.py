@@ -1,21 +1,18 @@
 """Evaluation: feature extractors, statistics of features, and metrics that state what they depend on."""
 
-from diffusion_jax.evaluation.metrics.feature_statistics import FeatureStatistics
-from diffusion_jax.evaluation.metrics.frechet import frechet_distance
-from diffusion_jax.evaluation.metrics.inception_score import InceptionScore, inception_score
-from diffusion_jax.evaluation.metrics.kid import KernelDistance, clip_distance, kernel_distance
-from diffusion_jax.evaluation.metrics.precision_recall import PrecisionRecall, precision_recall
-from diffusion_jax.evaluation.networks.inception import InceptionV3
+from diffusion_jax.imports import lazy_names
 
-__all__ = [
-    "FeatureStatistics",
-    "InceptionScore",
-    "InceptionV3",
-    "KernelDistance",
-    "PrecisionRecall",
-    "clip_distance",
-    "frechet_distance",
-    "inception_score",
-    "kernel_distance",
-    "precision_recall",
-]
+__getattr__, __all__ = lazy_names(
+    {
+        "FeatureStatistics": "diffusion_jax.evaluation.metrics.feature_statistics",
+        "InceptionScore": "diffusion_jax.evaluation.metrics.inception_score",
+        "InceptionV3": "diffusion_jax.evaluation.networks.inception",
+        "KernelDistance": "diffusion_jax.evaluation.metrics.kid",
+        "PrecisionRecall": "diffusion_jax.evaluation.metrics.precision_recall",
+        "clip_distance": "diffusion_jax.evaluation.metrics.kid",
+        "frechet_distance": "diffusion_jax.evaluation.metrics.frechet",
+        "inception_score": "diffusion_jax.evaluation.metrics.inception_score",
+        "kernel_distance": "diffusion_jax.evaluation.metrics.kid",
+        "precision_recall": "diffusion_jax.evaluation.metrics.precision_recall",
+    }
+)

@@ -18,26 +18,11 @@ from diffusion_jax.evaluation.metrics.precision_recall import precision_recall
 from diffusion_jax.evaluation.networks.combined_features import CombinedFeatures
 from diffusion_jax.evaluation.protocols import ScoringRules
 from diffusion_jax.evaluation.references import KEYS, Reference
-
-METRIC_NEEDS = {
-    "fid": "2048",
-    "sfid": "spatial",
-    "inception_score": "logits",
-    "kid": "features",
-    "precision": "features",
-    "recall": "features",
-    "density": "features",
-    "coverage": "features",
-    "fd_dinov2": "dinov2",
-    "cmmd": "clip",
-}
-"""Metrics by name, and what they are computed from: taps of the Inception network, or features of another."""
+from diffusion_jax.evaluation.settings import LEAST_IMAGES, METRIC_NEEDS
 
 # Of distances between moments: the tap, and the names under which files keep its moments.
 MOMENT_METRICS = {"fid": "2048", "sfid": "spatial", "fd_dinov2": "dinov2"}
 
-# As many images as features: below, the covariance is singular and the distance far too large.
-LEAST_IMAGES = 2048
 FEW_IMAGES = 10_000
 
 

@@ -1,6 +1,6 @@
 """How many images of the data set `shapes` show the shape that they were asked to show."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,9 +9,7 @@ import diffusion_jax
 from diffusion_jax.data.shapes import Shapes, recognise
 from diffusion_jax.errors import UserError, did_you_mean
 from diffusion_jax.evaluation.image_sets import ImageSet, open_image_set
-
-if TYPE_CHECKING:
-    from diffusion_jax.evaluation.scoring import ScoringConfig
+from diffusion_jax.evaluation.settings import ScoringConfig
 
 METRICS = ("class_agreement",)
 LEAST_OVERLAP = 0.7
@@ -29,7 +27,7 @@ class ShapesScorer:
       UserError: another metric than class_agreement, or images that are not square or of too few pixels.
     """
 
-    def __init__(self, config: "ScoringConfig", image_shape: tuple[int, int, int], count: int):
+    def __init__(self, config: ScoringConfig, image_shape: tuple[int, int, int], count: int):
         for name in config.metrics or METRICS:
             if name not in METRICS:
                 raise UserError(f"metric '{name}' is not known for shapes{did_you_mean(name, METRICS)}")

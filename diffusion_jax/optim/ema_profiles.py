@@ -1,17 +1,19 @@
 """How fast a running average of weights forgets: decays step by step, and averages of any width after the run.
 
-The update itself is `ema.ema_update`. Steps count from 1: step k is the k-th update.
+`ema_update` is the update itself. Steps count from 1: step k is the k-th update.
 """
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.errors import UserError
+
+Tree = TypeVar("Tree")
 
 
 class EMAProfile(Protocol):
@@ -219,3 +221,17 @@ def posthoc_average(weights: np.ndarray, load: Callable[[int], Any]) -> Any:
         part = jax.tree.map(lambda leaf, w=weight: w * np.asarray(leaf, np.float64), like)
         total = part if total is None else jax.tree.map(np.add, total, part)
     return jax.tree.map(lambda leaf, old: leaf.astype(np.asarray(old).dtype), total, like)
+
+
+def ema_update(ema: Tree, params: Tree, decay: float | jax.Array) -> Tree:
+    """One step of the exponential moving average, ema ← decay · ema + (1 − decay) · params (arXiv 2006.11239).
+
+    Args:
+      ema: the average, any pytree of float arrays.
+      params: the new weights, same structure.
+      decay: 0 ≤ decay ≤ 1, scalar; see `EMAProfile`.
+
+    Returns:
+      The new average.
+    """
+    return jax.tree.map(lambda average, new: decay * average + (1 - decay) * new, ema, params)

@@ -172,3 +172,12 @@ def to_global(mesh: Mesh, batch_size: int, local: Any) -> Any:
         return jax.make_array_from_process_local_data(sharding, rows, (batch_size, *rows.shape[1:]))
 
     return jax.tree.map(place, local)
+
+
+def split_rows(rows: jax.Array, parts: int, mesh: Mesh) -> jax.Array:
+    """Splits a sharded batch [B, …] into [parts, B / parts, …], each part spread over all devices.
+
+    Part k takes rows k, k + parts, …, so every device splits the rows it has and none are moved.
+    """
+    rows = rows.reshape(rows.shape[0] // parts, parts, *rows.shape[1:]).swapaxes(0, 1)
+    return jax.lax.with_sharding_constraint(rows, NamedSharding(mesh, PartitionSpec(None, ("data", "fsdp"))))

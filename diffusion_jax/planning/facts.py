@@ -1,8 +1,8 @@
 """What a plan must know of data that need not be there."""
 
 from diffusion_jax.data import DataConfig, open_source
+from diffusion_jax.data.facts import DatasetFacts
 from diffusion_jax.errors import UserError
-from diffusion_jax.runs.system import DatasetFacts
 
 
 def planned_facts(data: DataConfig, conditioned: bool, num_classes: int | None) -> DatasetFacts:

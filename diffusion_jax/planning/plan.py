@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import ml_collections
 
+from diffusion_jax.data.facts import DatasetFacts
 from diffusion_jax.errors import UserError
 from diffusion_jax.parallel.collectives import Collective, by_kind
 from diffusion_jax.parallel.mesh import batch_parts
@@ -26,7 +27,6 @@ from diffusion_jax.planning.programs import (
     train_batch,
     train_program,
 )
-from diffusion_jax.runs.system import DatasetFacts
 from diffusion_jax.training.diffusion_stage import DiffusionStage
 
 # Pairs of compilations to find the largest batch; were memory linear in the batch, one would do.

@@ -13,10 +13,10 @@ from diffusion_jax.data.latents import MIRRORED, MOMENTS
 from diffusion_jax.models.layers.attention_kernels import attention_kernel
 from diffusion_jax.models.macs import count_macs
 from diffusion_jax.parallel.collectives import Collective, read_collectives
+from diffusion_jax.parallel.create import shardings_of
 from diffusion_jax.parallel.mesh import batch_parts, batch_sharding, replicated
 from diffusion_jax.sampling.generation import make_sample_function
 from diffusion_jax.training.diffusion_stage import DiffusionStage
-from diffusion_jax.training.setup import shardings_of
 
 # Seconds instead of minutes for a first stage's convolutions, for about 1 % more memory. JAX 0.10 has the first option,
 # later versions the second.

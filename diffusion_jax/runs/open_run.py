@@ -12,8 +12,9 @@ from diffusion_jax import config as config_lib
 from diffusion_jax.errors import UserError
 from diffusion_jax.parallel.mesh import make_mesh, replicated
 from diffusion_jax.runs.checkpoints import Checkpoints
-from diffusion_jax.training.setup import abstract_state
-from diffusion_jax.runs.system import SCHEMA, DatasetFacts, System
+from diffusion_jax.training.diffusion_state import abstract_state
+from diffusion_jax.runs.system import (SCHEMA, System)
+from diffusion_jax.data.facts import DatasetFacts
 
 BEST = "best"
 """The folder of a run that holds its best checkpoint."""

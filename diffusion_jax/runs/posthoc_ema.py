@@ -10,8 +10,9 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.parallel.mesh import MeshConfig, make_mesh
 from diffusion_jax.runs.checkpoints import Checkpoints
 from diffusion_jax.optim.ema_profiles import PowerEMA, Snapshot, posthoc_average, posthoc_weights
-from diffusion_jax.training.setup import abstract_state
-from diffusion_jax.runs.system import SCHEMA, DatasetFacts, System
+from diffusion_jax.training.diffusion_state import abstract_state
+from diffusion_jax.runs.system import (SCHEMA, System)
+from diffusion_jax.data.facts import DatasetFacts
 
 
 def reconstruct(workdir: pathlib.Path, out: pathlib.Path, sigma_rel: float, step: str) -> None:

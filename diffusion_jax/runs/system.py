@@ -13,6 +13,7 @@ from flax import nnx
 from diffusion_jax import keys
 from diffusion_jax.autoencoding.fingerprint import check_encoder
 from diffusion_jax.config import Schema
+from diffusion_jax.data.facts import DatasetFacts
 from diffusion_jax.data import DataConfig, LatentCache, Source
 from diffusion_jax.diffusion.guidance import ClassifierFreeGuidance
 from diffusion_jax.diffusion.importance_sampling import LossHistory, LossSecondMoment
@@ -22,7 +23,7 @@ from diffusion_jax.diffusion.predictions import Prediction
 from diffusion_jax.diffusion.samplers import SAMPLERS, check_sampling
 from diffusion_jax.diffusion.transforms import Transform, clip, dynamic_threshold, snap_to_codebook
 from diffusion_jax.errors import UserError
-from diffusion_jax.evaluation.scoring import EvaluateConfig
+from diffusion_jax.evaluation.settings import EvaluateConfig
 from diffusion_jax.models.backbones import BACKBONES, backbone_macs
 from diffusion_jax.models.conditioning.encoders import Conditioned
 from diffusion_jax.models.conditioning.conditioners import CONDITIONERS, Conditioner
@@ -89,36 +90,6 @@ SCHEMA: Schema = {
 """Every section of a config."""
 
 
-@dataclasses.dataclass(frozen=True)
-class DatasetFacts:
-    """What a model must know of its data; kept with a checkpoint, so that sampling needs no data.
-
-    Attributes:
-      num_classes: number of classes K.
-      class_names: their names, by label.
-      identity: the data set, its split and transform in one line.
-      encoder: fingerprint of the autoencoder that made the latents of a cache; None where the data are images.
-    """
-
-    num_classes: int
-    class_names: tuple[str, ...]
-    identity: str
-    encoder: str | None = None
-
-    @classmethod
-    def of(cls, source: Source) -> "DatasetFacts":
-        encoder = source.encoder if isinstance(source, LatentCache) else None
-        return cls(source.num_classes, tuple(source.class_names), source.identity, encoder)
-
-    def to_json(self) -> dict[str, Any]:
-        """What `from_json` reads, kept with a checkpoint."""
-        return {**vars(self), "class_names": list(self.class_names)}
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "DatasetFacts":
-        """The inverse of `to_json`; checkpoints from before there were caches know of no encoder."""
-        names = tuple(values["class_names"])
-        return cls(values["num_classes"], names, values["identity"], values.get("encoder"))
 
 
 class System:

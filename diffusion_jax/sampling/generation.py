@@ -1,14 +1,12 @@
 """Drawing samples from a trained model: labels and a seed in, uint8 images out."""
 
 import functools
-import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from diffusion_jax import keys
@@ -24,14 +22,11 @@ from diffusion_jax.diffusion.point import Point
 from diffusion_jax.diffusion.samplers import initial_noise, sample
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.layers.attention_kernels import attention_kernel
-from diffusion_jax.parallel import processes
-from diffusion_jax.parallel.mesh import batch_parts, batch_sharding, local_rows, replicated, to_global
-from diffusion_jax.pictures import ROUNDED, Uint8Rule, grid, save, to_uint8
+from diffusion_jax.parallel.mesh import batch_parts, batch_sharding, local_rows, replicated, split_rows, to_global
+from diffusion_jax.pictures import ROUNDED, Uint8Rule, to_uint8
 from diffusion_jax.runs.system import System
 from diffusion_jax.sampling.known_pixels import KnownPixels
-from diffusion_jax.training.diffusion_step import split_rows
 
-BALANCED = "balanced"
 # Images that processes exchange at once; each device holds them all for that time.
 GATHERED = 1024
 # Pixels that each device decodes at once, eight images of 256×256: a decoder's features take hundreds of times the
@@ -254,71 +249,3 @@ def _taking(mesh: Mesh, parts: int, size: int) -> Callable[[jax.Array, int], jax
         return jax.lax.dynamic_slice_in_dim(by_device, first, size, axis=1)  # [parts, size, ...]
 
     return jax.jit(take, out_shardings=replicated(mesh))
-
-
-def choose_labels(stream: SampleStream, text: str | None, num: int, num_classes: int, seed: int) -> np.ndarray:
-    """The classes of `num` samples, as `parse_labels`: balanced where `text` is None, and 0 for an unlabelled stream.
-
-    Raises:
-      UserError: labels are asked of an unconditional model, or are not its classes.
-    """
-    if stream.labelled:
-        return parse_labels(text or BALANCED, num, num_classes, seed)
-    if text is not None:
-        raise UserError(f"--labels {text}: this run was trained without a condition and takes no class: leave it out")
-    return np.zeros(num, np.int32)
-
-
-def parse_labels(text: str, num: int, num_classes: int, seed: int) -> np.ndarray:
-    """The classes of `num` samples.
-
-    Args:
-      text: "balanced" (0, 1, … K−1, 0, …), "uniform" (independent draws), a range "0-9" or a list "3,3,7" (repeated).
-      num: number of samples.
-      num_classes: K.
-      seed: of "uniform"; label i is a function of (seed, i).
-
-    Returns:
-      [num] int32 in 0…K−1.
-
-    Raises:
-      UserError: anything else, or a label beyond K−1.
-    """
-    if text == "uniform":
-        index = jnp.arange(num)
-        draws = keys.uniform(keys.purpose_key(seed, "sample_label"), index)
-        return np.minimum(np.asarray(draws * num_classes).astype(np.int32), num_classes - 1)
-    labels: list[int] = []
-    for part in (f"0-{num_classes - 1}" if text == BALANCED else text).split(","):
-        first, dash, last = part.partition("-")
-        if not first.isdigit() or (dash and not (last.isdigit() and int(first) <= int(last))):
-            raise UserError(f"--labels {text}: write uniform, balanced, a range such as 0-9 or a list such as 3,3,7")
-        labels += range(int(first), int(last or first) + 1)
-    if not labels or max(labels) >= num_classes:
-        raise UserError(f"--labels {text}: this model's classes are 0 to {num_classes - 1}")
-    return np.resize(np.asarray(labels, np.int32), num)
-
-
-def grid_stream(system: System, mesh: Mesh) -> SampleStream:
-    """The stream for `draw_grid`, with no more images on each device than the grid needs."""
-    needed = -(-system.sample.grid // batch_parts(mesh))
-    return SampleStream(system, mesh, rows=min(needed, system.sample.batch_size))
-
-
-def draw_grid(system: System, stream: SampleStream, model: Any, first_stage: Any, path: pathlib.Path) -> None:
-    """Draws the config's number of balanced samples into one labelled picture.
-
-    Args:
-      system: the run's parts.
-      stream: the compiled sampler.
-      model: the weights to draw from.
-      first_stage: the first stage.
-      path: the PNG to write.
-    """
-    labels = parse_labels(BALANCED, system.sample.grid, system.facts.num_classes, system.train.seed)
-    images = np.concatenate(list(stream(model, first_stage, labels, system.train.seed)))
-    if processes.is_main():
-        captions = [system.facts.class_names[label] for label in labels] if stream.labelled else None
-        save(grid(images, captions, columns=min(10, len(labels))), path)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("grid")

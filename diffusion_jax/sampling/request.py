@@ -12,8 +12,9 @@ from diffusion_jax.evaluation.scoring import uint8_rule
 from diffusion_jax.parallel import processes
 from diffusion_jax.runs.open_run import open_checkpoints, restore_for_sampling
 from diffusion_jax.sampling.archive import SampleArchive
-from diffusion_jax.sampling.generation import BALANCED, SampleStream, choose_labels
+from diffusion_jax.sampling.generation import SampleStream
 from diffusion_jax.sampling.known_pixels import read_known_pixels
+from diffusion_jax.sampling.labels import BALANCED, choose_labels
 from diffusion_jax.sampling.sample_set import DrawnImages
 
 
@@ -42,7 +43,7 @@ class GeneratedImages(DrawnImages):
             known = read_known_pixels(values.known, values.num, shape)
         rule = uint8_rule(values.protocol)
         stream = SampleStream(system, mesh, open_guides(values, system), known=known, uint8=rule)
-        labels = choose_labels(stream, values.labels, values.num, system.facts.num_classes, values.seed)
+        labels = choose_labels(stream.labelled, values.labels, values.num, system.facts.num_classes, values.seed)
         facts = {
             "workdir": str(values.workdir),
             "checkpoint_step": step,

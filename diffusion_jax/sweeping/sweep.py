@@ -15,9 +15,10 @@ import ml_collections
 from diffusion_jax.autoencoding.system import AutoencoderSystem
 from diffusion_jax.config import OVERRIDE, override, read_config
 from diffusion_jax.data import DataConfig, open_source
+from diffusion_jax.data.facts import DatasetFacts
 from diffusion_jax.errors import UserError
 from diffusion_jax.runs.checkpoints import Checkpoints
-from diffusion_jax.runs.system import DatasetFacts, System
+from diffusion_jax.runs.system import System
 from diffusion_jax.sweeping.grid import SweepPoint, names
 from diffusion_jax.training.diffusion_stage import DiffusionStage
 from diffusion_jax.training.loop import check_same_run, stage_of

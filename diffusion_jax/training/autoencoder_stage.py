@@ -11,14 +11,14 @@ from diffusion_jax.autoencoding.reconstruction import Reconstructions
 from diffusion_jax.autoencoding.step import AutoencoderState
 from diffusion_jax.autoencoding.system import AUTOENCODER_SCHEMA, AutoencoderSystem
 from diffusion_jax.config import Schema
+from diffusion_jax.data.facts import DatasetFacts
 from diffusion_jax.models.autoencoder.autoencoder import Autoencoder
 from diffusion_jax.models.autoencoder.discriminator import PatchDiscriminator
 from diffusion_jax.models.autoencoder.lpips import LPIPS
+from diffusion_jax.parallel.create import create_sharded, sharded_shapes
 from diffusion_jax.parallel.mesh import MeshConfig, make_mesh
-from diffusion_jax.runs.system import DatasetFacts
 from diffusion_jax.runs.trained_first_stage import LATENTS
 from diffusion_jax.training.run_log import averages
-from diffusion_jax.training.setup import create_sharded, sharded_shapes
 from diffusion_jax.training.stage import DrawPicture
 
 

@@ -8,14 +8,14 @@ import ml_collections
 import numpy as np
 
 from diffusion_jax.config import Schema
+from diffusion_jax.data.facts import DatasetFacts
 from diffusion_jax.parallel.mesh import MeshConfig, make_mesh
-from diffusion_jax.runs.system import SCHEMA, DatasetFacts, System
-from diffusion_jax.sampling.generation import draw_grid, grid_stream
-from diffusion_jax.training.diffusion_state import TrainState
+from diffusion_jax.runs.system import SCHEMA, System
+from diffusion_jax.sampling.grid import draw_grid, grid_stream
+from diffusion_jax.training.diffusion_state import TrainState, abstract_state, new_state
 from diffusion_jax.training.diffusion_step import TIME_BUCKETS, make_train_step
 from diffusion_jax.training.run_log import averages
 from diffusion_jax.training.sample_scores import TrainingEvaluation
-from diffusion_jax.training.setup import abstract_state, new_state
 from diffusion_jax.training.stage import DrawPicture
 
 

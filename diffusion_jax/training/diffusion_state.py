@@ -3,6 +3,12 @@
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from diffusion_jax.parallel.create import create_sharded, sharded_shapes
+from diffusion_jax.runs.system import System
 
 
 class TrainState(NamedTuple):
@@ -23,3 +29,30 @@ class TrainState(NamedTuple):
     optimizer: Any
     tracks: tuple[Any, ...] = ()
     timesteps: Any = None
+
+
+def init_state(system: System, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step; averages start as copies of the weights."""
+    model = system.init_model()
+
+    def copy() -> Any:
+        return jax.tree.map(jnp.copy, model)
+
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        model=model,
+        ema=copy(),
+        optimizer=optimizer.init(model),
+        tracks=tuple(copy() for _ in system.train.ema_widths),
+        timesteps=system.timesteps.init(system.path) if system.timesteps else None,
+    )
+
+
+def abstract_state(system: System, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """The state with a sharded `jax.ShapeDtypeStruct` for each array, by the partition rules of the backbone."""
+    return sharded_shapes(lambda: init_state(system, optimizer), system.partition_rules, mesh)
+
+
+def new_state(system: System, optimizer: optax.GradientTransformation, abstract: TrainState) -> TrainState:
+    """The state before the first step, each array created on the devices that hold its shards."""
+    return create_sharded(lambda: init_state(system, optimizer), abstract)

@@ -6,13 +6,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from diffusion_jax import keys
 from diffusion_jax.data.latents import MIRRORED, MOMENTS
+from diffusion_jax.optim.ema_profiles import ema_update
+from diffusion_jax.parallel.mesh import split_rows
 from diffusion_jax.runs.system import System
 from diffusion_jax.training.diffusion_state import TrainState
-from diffusion_jax.training.ema import ema_update
 
 TIME_BUCKETS = 4
 
@@ -126,12 +127,3 @@ def make_train_step(
         return new_state, metrics
 
     return train_step
-
-
-def split_rows(rows: jax.Array, parts: int, mesh: Mesh) -> jax.Array:
-    """Splits a sharded batch [B, …] into [parts, B / parts, …], each part spread over all devices.
-
-    Part k takes rows k, k + parts, …, so every device splits the rows it has and none are moved.
-    """
-    rows = rows.reshape(rows.shape[0] // parts, parts, *rows.shape[1:]).swapaxes(0, 1)
-    return jax.lax.with_sharding_constraint(rows, NamedSharding(mesh, PartitionSpec(None, ("data", "fsdp"))))

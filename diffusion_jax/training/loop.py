@@ -13,18 +13,19 @@ import numpy as np
 
 from diffusion_jax import config as config_lib
 from diffusion_jax.data import Feed, Source, batches, open_source
+from diffusion_jax.data.facts import DatasetFacts
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.layers.attention_kernels import attention_kernel, platform_kernel
 from diffusion_jax.parallel import processes
+from diffusion_jax.parallel.create import shardings_of
 from diffusion_jax.parallel.mesh import batch_parts, local_rows, replicated, to_global
 from diffusion_jax.parallel.peak import peak_flops_per_second
 from diffusion_jax.runs.checkpoints import Checkpoints, versions
-from diffusion_jax.runs.system import DatasetFacts
+from diffusion_jax.sections import ProfiledSteps
 from diffusion_jax.training.autoencoder_stage import AutoencoderStage
 from diffusion_jax.training.diffusion_stage import DiffusionStage
-from diffusion_jax.training.profiling import ProfiledSteps, Profiler
+from diffusion_jax.training.profiling import Profiler
 from diffusion_jax.training.run_log import MetricWriter, ProgressLine
-from diffusion_jax.training.setup import shardings_of
 from diffusion_jax.training.signals import StopRequest
 from diffusion_jax.training.stage import Stage
 from diffusion_jax.training.timing import Timing

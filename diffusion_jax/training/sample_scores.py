@@ -13,7 +13,8 @@ from diffusion_jax.parallel import processes
 from diffusion_jax.runs.checkpoints import Checkpoints
 from diffusion_jax.runs.open_run import BEST
 from diffusion_jax.runs.system import System
-from diffusion_jax.sampling.generation import SampleStream, parse_labels
+from diffusion_jax.sampling.generation import SampleStream
+from diffusion_jax.sampling.labels import parse_labels
 from diffusion_jax.sampling.sample_set import DrawnImages
 from diffusion_jax.training.diffusion_state import TrainState
 

@@ -8,8 +8,8 @@ import jax
 from jax.sharding import Mesh
 
 from diffusion_jax.data import DataConfig
+from diffusion_jax.data.facts import DatasetFacts
 from diffusion_jax.models.layers.attention_kernels import KernelChoice
-from diffusion_jax.runs.system import DatasetFacts
 from diffusion_jax.sections import TrainConfig
 
 DrawPicture = Callable[[Any, Any, pathlib.Path], None]

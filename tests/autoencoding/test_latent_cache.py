@@ -16,6 +16,7 @@ from diffusion_jax.autoencoding.latent_cache import EncodeConfig, with_any_scale
 from diffusion_jax.autoencoding.latent_statistics import LatentStatistics, measure
 from diffusion_jax.config import complete
 from diffusion_jax.data import DataConfig, batches, open_source
+from diffusion_jax.data.facts import DatasetFacts
 from diffusion_jax.data.latents import CacheMetadata
 from diffusion_jax.data.sources import BadImage
 from diffusion_jax.errors import UserError
@@ -27,9 +28,9 @@ from diffusion_jax.models.autoencoder.first_stage import Identity, KLConfig, VQC
 from diffusion_jax.models.autoencoder.tiling import Tiling
 from diffusion_jax.parallel.mesh import MeshConfig, make_mesh, replicated, to_global
 from diffusion_jax.parallel.partition import path_name
-from diffusion_jax.runs.system import SCHEMA, DatasetFacts, System
+from diffusion_jax.runs.system import SCHEMA, System
+from diffusion_jax.training.diffusion_state import abstract_state
 from diffusion_jax.training.diffusion_step import make_train_step
-from diffusion_jax.training.setup import abstract_state
 
 IMAGES, SIZE, BATCH = 13, 16, 8
 # Compiling is nearly all that these tests do.

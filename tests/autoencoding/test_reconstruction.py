@@ -10,10 +10,10 @@ from diffusion_jax.autoencoding.objective import Generator
 from diffusion_jax.autoencoding.reconstruction import Reconstructions
 from diffusion_jax.autoencoding.system import AUTOENCODER_SCHEMA, AutoencoderSystem, ReconstructionConfig
 from diffusion_jax.config import load_config
+from diffusion_jax.data.facts import DatasetFacts
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation.metrics.frechet import frechet_distance
 from diffusion_jax.parallel.mesh import MeshConfig, make_mesh
-from diffusion_jax.runs.system import DatasetFacts
 
 pytestmark = pytest.mark.usefixtures("shared_compilations")
 WORDS = ["autoencoder.ch=4", "autoencoder.norm_groups=2", "data.num_threads=1", "evaluate.num=6", "evaluate.grid=4"]

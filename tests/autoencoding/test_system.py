@@ -8,8 +8,8 @@ from ml_collections import ConfigDict
 from diffusion_jax.autoencoding.system import AUTOENCODER_SCHEMA, AutoencoderSystem
 from diffusion_jax.config import override
 from diffusion_jax.data import open_source
+from diffusion_jax.data.facts import DatasetFacts
 from diffusion_jax.errors import UserError
-from diffusion_jax.runs.system import DatasetFacts
 
 TINY = {"ch": 4, "ch_mult": (1,), "num_res_blocks": 1, "mid_attention": False, "norm_groups": 2}
 

@@ -12,7 +12,7 @@ from PIL import Image
 from diffusion_jax.commands import evaluate, reference
 from diffusion_jax.data.digits import Digits
 from diffusion_jax.errors import UserError
-from diffusion_jax.evaluation import scoring
+from diffusion_jax.evaluation import protocol_scorer
 from diffusion_jax.evaluation.networks.inception_features import InceptionFeatures
 from diffusion_jax.evaluation.networks.vision_weights import CLIP, DINOV2
 
@@ -129,7 +129,7 @@ class Projection:
 
 @pytest.fixture
 def projection(monkeypatch):
-    monkeypatch.setattr(scoring, "load_inception", lambda path: (None, "0" * 64))
+    monkeypatch.setattr(protocol_scorer, "load_inception", lambda path: (None, "0" * 64))
     monkeypatch.setattr(InceptionFeatures, "under", lambda protocol, *_: Projection(protocol))
 
 
@@ -206,8 +206,8 @@ def test_other_networks_are_measured_beside_inception(run, projection, photograp
         drawn = [leaf + 0.3 * rng.normal(size=leaf.shape).astype(np.float32) for leaf in leaves]
         return jax.tree.unflatten(structure, drawn), kind.name[:4] * 16
 
-    monkeypatch.setattr(scoring, "FURTHER", kinds)
-    monkeypatch.setattr(scoring, "read_vision_transformer", read)
+    monkeypatch.setattr(protocol_scorer, "FURTHER", kinds)
+    monkeypatch.setattr(protocol_scorer, "read_vision_transformer", read)
     stored, result = photographs / "ref.npz", photographs / "result.json"
     make_reference(data=photographs / "real.npz", metrics="fid,fd_dinov2,cmmd", out=stored)
     common = {"samples": photographs / "fake.npz", "allow_few": True}

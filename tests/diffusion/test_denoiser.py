@@ -2,9 +2,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.diffusion.denoiser import clip, conditional, denoiser
+from diffusion_jax.diffusion.denoiser import conditional, denoiser
 from diffusion_jax.diffusion.paths import DiscretePath
 from diffusion_jax.diffusion.predictions import Prediction
+from diffusion_jax.diffusion.transforms import clip
 
 
 def test_noise_is_derived_again_from_clipped_data():

@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-from diffusion_jax.evaluation.evaluator import METRIC_NEEDS
 from diffusion_jax.evaluation.networks.inception_weights import FILE_NAMES
 from diffusion_jax.evaluation.protocols import PROTOCOLS
+from diffusion_jax.evaluation.settings import METRIC_NEEDS
 
 PAGE = (pathlib.Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
 

@@ -10,7 +10,7 @@ from jax.experimental import multihost_utils
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import clip_distance, frechet_distance, inception_score, kernel_distance, precision_recall
-from diffusion_jax.evaluation.evaluator import METRIC_NEEDS, Evaluator, differences, full_result
+from diffusion_jax.evaluation.evaluator import Evaluator, differences, full_result
 from diffusion_jax.evaluation.image_sets import SampleFile
 from diffusion_jax.evaluation.protocols import PROTOCOLS, protocol_named
 from diffusion_jax.evaluation.references import (
@@ -19,6 +19,7 @@ from diffusion_jax.evaluation.references import (
     reference_from_images,
     write_reference,
 )
+from diffusion_jax.evaluation.settings import METRIC_NEEDS
 
 COUNT = 300
 ADM = dataclasses.replace(PROTOCOLS["adm"], kid_subsets=5, kid_subset_size=50, inception_splits=128)

@@ -7,7 +7,8 @@ from diffusion_jax import __main__
 from diffusion_jax.data.shapes import Shapes
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation.image_sets import SampleFile
-from diffusion_jax.evaluation.scoring import ScoringConfig, open_scorer, values_of
+from diffusion_jax.evaluation.scoring import open_scorer, values_of
+from diffusion_jax.evaluation.settings import ScoringConfig
 
 SIZE, COUNT = 48, 40
 

@@ -12,13 +12,13 @@ from diffusion_jax.optim.ema_profiles import (
     PowerEMA,
     Snapshot,
     WarmupEMA,
+    ema_update,
     gamma_of_width,
     posthoc_average,
     posthoc_weights,
     profile_product,
     width_of_gamma,
 )
-from diffusion_jax.training.ema import ema_update
 
 
 def run(profile, values):

@@ -7,15 +7,17 @@ import optax
 import pytest
 
 from diffusion_jax.config import complete
+from diffusion_jax.data.facts import DatasetFacts
 from diffusion_jax.models.backbones import abstract_backbone
 from diffusion_jax.models.conditioning.parts import ConditioningSpec
 from diffusion_jax.optim.hidden_matrices import hidden_matrices
 from diffusion_jax.optim.optimizer import OPTIMIZERS
+from diffusion_jax.parallel.create import shardings_of
 from diffusion_jax.parallel.mesh import MeshConfig, make_mesh, replicated, to_global
 from diffusion_jax.parallel.partition import path_name
-from diffusion_jax.runs.system import SCHEMA, DatasetFacts, System
+from diffusion_jax.runs.system import SCHEMA, System
+from diffusion_jax.training.diffusion_state import abstract_state, new_state
 from diffusion_jax.training.diffusion_step import make_train_step
-from diffusion_jax.training.setup import abstract_state, new_state, shardings_of
 
 LABELS, NOTHING = ConditioningSpec(num_classes=10), ConditioningSpec()
 DIT = {"depth": 2, "width": 32, "heads": 4, "patch_size": 2}

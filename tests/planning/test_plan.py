@@ -10,6 +10,7 @@ import pytest
 from diffusion_jax.__main__ import main
 from diffusion_jax.config import load_config
 from diffusion_jax.data import DataConfig
+from diffusion_jax.data.facts import DatasetFacts
 from diffusion_jax.errors import UserError
 from diffusion_jax.parallel.collectives import BETWEEN_SLICES, Collective
 from diffusion_jax.parallel.topology import CHIPS, parse_topology
@@ -20,7 +21,7 @@ from diffusion_jax.planning.facts import planned_facts
 from diffusion_jax.planning.plan import Planner, next_rows
 from diffusion_jax.planning.programs import Compiled, _needed_bytes, train_batch
 from diffusion_jax.planning.report import report
-from diffusion_jax.runs.system import SCHEMA, DatasetFacts
+from diffusion_jax.runs.system import SCHEMA
 
 FACTS = DatasetFacts(10, tuple("0123456789"), "nothing")
 DIT_S = "configs/imagenet256_dit.py:S/2"

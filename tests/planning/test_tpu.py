@@ -7,6 +7,7 @@ import jax
 import pytest
 
 from diffusion_jax.config import load_config
+from diffusion_jax.data.facts import DatasetFacts
 from diffusion_jax.models.backbones import BACKBONES
 from diffusion_jax.parallel.collectives import BETWEEN_SLICES
 from diffusion_jax.parallel.mesh import MeshConfig, make_mesh
@@ -15,7 +16,7 @@ from diffusion_jax.planning.advice import advice
 from diffusion_jax.planning.bounds import Bound
 from diffusion_jax.planning.plan import Planner
 from diffusion_jax.planning.programs import compile_program, train_program
-from diffusion_jax.runs.system import SCHEMA, DatasetFacts
+from diffusion_jax.runs.system import SCHEMA
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 

@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from diffusion_jax.config import complete, override
+from diffusion_jax.data.facts import DatasetFacts
 from diffusion_jax.diffusion.guidance import Autoguidance, ClassifierFreeGuidance
 from diffusion_jax.diffusion.paths import DiscretePath
 from diffusion_jax.errors import UserError
@@ -15,9 +16,10 @@ from diffusion_jax.models.conditioning.parts import Conditioning, ConditioningSp
 from diffusion_jax.models.dit.dit import DiT
 from diffusion_jax.parallel.mesh import MeshConfig, batch_sharding, make_mesh
 from diffusion_jax.pictures import grid, to_uint8
-from diffusion_jax.runs.system import SCHEMA, DatasetFacts, System
-from diffusion_jax.sampling.generation import NO_GUIDES, Guides, SampleStream, decode_in_parts, exchange, parse_labels
+from diffusion_jax.runs.system import SCHEMA, System
+from diffusion_jax.sampling.generation import NO_GUIDES, Guides, SampleStream, decode_in_parts, exchange
 from diffusion_jax.sampling.known_pixels import KnownPixels, read_known_pixels
+from diffusion_jax.sampling.labels import parse_labels
 from diffusion_jax.sampling.sample_set import DrawnImages
 
 

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from diffusion_jax.config import complete
+from diffusion_jax.data.facts import DatasetFacts
 from diffusion_jax.errors import UserError
 from diffusion_jax.parallel.mesh import MeshConfig, make_mesh
-from diffusion_jax.runs.system import SCHEMA, DatasetFacts, System
+from diffusion_jax.runs.system import SCHEMA, System
+from diffusion_jax.training.diffusion_state import abstract_state, new_state
 from diffusion_jax.training.diffusion_step import make_train_step
-from diffusion_jax.training.setup import abstract_state, new_state
 
 
 def make_system(alignment=None, model=None, data=None, loss=None, **train):

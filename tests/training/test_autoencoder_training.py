@@ -10,10 +10,11 @@ from diffusion_jax.autoencoding.latent_statistics import LatentStatistics
 from diffusion_jax.autoencoding.system import AUTOENCODER_SCHEMA
 from diffusion_jax.config import load_config, override, read_config
 from diffusion_jax.data import open_source
+from diffusion_jax.data.facts import DatasetFacts
 from diffusion_jax.errors import UserError
 from diffusion_jax.runs.checkpoints import Checkpoints
 from diffusion_jax.runs.open_run import restore_for_sampling
-from diffusion_jax.runs.system import SCHEMA, DatasetFacts, System
+from diffusion_jax.runs.system import SCHEMA, System
 from diffusion_jax.training.loop import stage_of, train
 
 pytestmark = pytest.mark.usefixtures("shared_compilations")

@@ -9,8 +9,9 @@ from PIL import Image
 
 from diffusion_jax.autoencoding.system import AUTOENCODER_SCHEMA, AutoencoderSystem
 from diffusion_jax.config import load_config, override, read_config
+from diffusion_jax.data.facts import DatasetFacts
 from diffusion_jax.runs.checkpoints import Checkpoints
-from diffusion_jax.runs.system import SCHEMA, DatasetFacts, System
+from diffusion_jax.runs.system import SCHEMA, System
 from diffusion_jax.training.loop import stage_of, train
 
 UNCONDITIONAL = {

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from diffusion_jax.config import load_config
+from diffusion_jax.data.facts import DatasetFacts
 from diffusion_jax.errors import UserError
-from diffusion_jax.evaluation.scoring import EvaluateConfig
+from diffusion_jax.evaluation.settings import EvaluateConfig
 from diffusion_jax.parallel.mesh import MeshConfig, make_mesh
 from diffusion_jax.runs.checkpoints import Checkpoints
 from diffusion_jax.runs.open_run import restore_for_sampling
-from diffusion_jax.runs.system import SCHEMA, DatasetFacts, System
+from diffusion_jax.runs.system import SCHEMA, System
 from diffusion_jax.training import sample_scores as evaluation
 from diffusion_jax.training.loop import train
 

@@ -15,13 +15,14 @@ import pytest
 
 from diffusion_jax.autoencoding.system import AUTOENCODER_SCHEMA
 from diffusion_jax.config import complete
+from diffusion_jax.data.facts import DatasetFacts
 from diffusion_jax.models.backbones import BACKBONES
+from diffusion_jax.parallel.create import shardings_of
 from diffusion_jax.parallel.mesh import MeshConfig, local_rows, make_mesh, replicated, to_global
 from diffusion_jax.parallel.partition import path_name
-from diffusion_jax.runs.system import SCHEMA, DatasetFacts
+from diffusion_jax.runs.system import SCHEMA
 from diffusion_jax.training.autoencoder_stage import AutoencoderStage
 from diffusion_jax.training.diffusion_stage import DiffusionStage
-from diffusion_jax.training.setup import shardings_of
 
 BATCH = 8
 FACTS = DatasetFacts(10, tuple("0123456789"), "random pixels")

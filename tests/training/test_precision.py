@@ -6,10 +6,11 @@ import numpy as np
 
 from diffusion_jax.config import load_config
 from diffusion_jax.data import open_source
+from diffusion_jax.data.facts import DatasetFacts
 from diffusion_jax.parallel.mesh import make_mesh
-from diffusion_jax.runs.system import SCHEMA, DatasetFacts, System
+from diffusion_jax.runs.system import SCHEMA, System
+from diffusion_jax.training.diffusion_state import abstract_state, new_state
 from diffusion_jax.training.diffusion_step import make_train_step
-from diffusion_jax.training.setup import abstract_state, new_state
 
 STEPS, BATCH = 60, 32
 WORDS = ["model.depth=2", "model.width=32", "model.heads=2", f"train.batch_size={BATCH}"]

@@ -9,6 +9,7 @@ from flax import nnx
 
 from diffusion_jax import keys
 from diffusion_jax.config import complete, override
+from diffusion_jax.data.facts import DatasetFacts
 from diffusion_jax.diffusion.losses import HybridLoss
 from diffusion_jax.diffusion.paths import DiscretePath
 from diffusion_jax.diffusion.predictions import Prediction
@@ -17,12 +18,13 @@ from diffusion_jax.interop.dit import dit_entries
 from diffusion_jax.interop.mapping import dump_state_dict
 from diffusion_jax.models.conditioning.parts import Conditioning, ConditioningSpec
 from diffusion_jax.models.dit.dit import DiT
+from diffusion_jax.optim.ema_profiles import ema_update
 from diffusion_jax.optim.optimizer import adamw
+from diffusion_jax.parallel.create import shardings_of
 from diffusion_jax.parallel.mesh import MeshConfig, local_rows, make_mesh, replicated, to_global
-from diffusion_jax.runs.system import SCHEMA, DatasetFacts, System
+from diffusion_jax.runs.system import SCHEMA, System
+from diffusion_jax.training.diffusion_state import abstract_state, new_state
 from diffusion_jax.training.diffusion_step import make_train_step, prepare
-from diffusion_jax.training.ema import ema_update
-from diffusion_jax.training.setup import abstract_state, new_state, shardings_of
 
 STEPS = 20
 

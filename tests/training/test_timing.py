@@ -7,9 +7,9 @@ import pytest
 from diffusion_jax.config import load_config
 from diffusion_jax.errors import UserError
 from diffusion_jax.runs.system import SCHEMA
+from diffusion_jax.sections import ProfiledSteps
 from diffusion_jax.training import timing as timing_module
 from diffusion_jax.training.loop import train
-from diffusion_jax.training.profiling import ProfiledSteps
 from diffusion_jax.training.timing import Timing
 
 

@@ -6,8 +6,8 @@ import pytest
 from flax import nnx
 
 from diffusion_jax.models.autoencoder.autoencoder import AutoencoderKL
+from diffusion_jax.parallel.create import create_sharded, sharded_shapes
 from diffusion_jax.parallel.mesh import MeshConfig, make_mesh
-from diffusion_jax.training.setup import create_sharded, sharded_shapes
 
 
 def weights():

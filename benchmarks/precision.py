@@ -17,7 +17,8 @@ from diffusion_jax.data.facts import DatasetFacts
 from diffusion_jax.parallel.create import shardings_of
 from diffusion_jax.parallel.hardware import prepare_cpu
 from diffusion_jax.parallel.mesh import make_mesh, replicated
-from diffusion_jax.runs.system import SCHEMA, System
+from diffusion_jax.runs.schemas import DIFFUSION_SCHEMA
+from diffusion_jax.runs.system import DiffusionSystem
 from diffusion_jax.training.diffusion_state import abstract_state, new_state
 from diffusion_jax.training.diffusion_step import make_train_step
 
@@ -42,12 +43,12 @@ def main() -> None:
 
 def losses(words: list[str], steps: int) -> np.ndarray:
     """[steps] losses of a run of `configs/digits.py` with some keys changed."""
-    config = load_config("configs/digits.py", [f"--config.{word}" for word in words], SCHEMA)
-    source = open_source(SCHEMA["data"].build("data", config.data))
-    system = System(config, DatasetFacts.of(source))
+    config = load_config("configs/digits.py", [f"--config.{word}" for word in words], DIFFUSION_SCHEMA)
+    source = open_source(DIFFUSION_SCHEMA["data"].build("data", config.data))
+    system = DiffusionSystem(config, DatasetFacts.of(source))
     mesh, (optimizer, _) = make_mesh(system.build("mesh")), system.build("optimizer")
     abstract = abstract_state(system, optimizer, mesh)
-    state, first_stage = new_state(system, optimizer, abstract), system.load_first_stage()
+    state, frozen = new_state(system, optimizer, abstract), system.load_frozen()
     step = jax.jit(
         make_train_step(system, optimizer, mesh),
         donate_argnums=0,
@@ -58,7 +59,7 @@ def losses(words: list[str], steps: int) -> np.ndarray:
     found = []
     for _ in range(steps):
         batch = next(reader)
-        state, metrics = step(state, first_stage, {"image": batch["image"], "label": batch["label"]})
+        state, metrics = step(state, frozen, {"image": batch["image"], "label": batch["label"]})
         found.append(metrics["loss"])
     reader.close()
     return np.array(jax.device_get(found))

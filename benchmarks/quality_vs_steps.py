@@ -26,9 +26,11 @@ from diffusion_jax.diffusion.samplers import SAMPLERS
 from diffusion_jax.diffusion.samplers.adaptive import AdaptiveSampler
 from diffusion_jax.evaluation import FeatureStatistics, frechet_distance
 from diffusion_jax.evaluation.digits.extractor import Extractor, extractor_for
-from diffusion_jax.runs.open_run import restore_for_sampling
+from diffusion_jax.runs.folder import RunFolder
+from diffusion_jax.runs.open_run import restore
 from diffusion_jax.sampling.generation import SampleStream
 from diffusion_jax.sampling.labels import parse_labels
+from diffusion_jax.sampling.requests import labelled_requests
 
 STEPS = (4, 8, 16, 32)
 # For samplers that choose their own steps.
@@ -78,11 +80,12 @@ def main() -> None:
             keys = ("rtol", "atol") if adaptive else ("steps",)
             overrides = [f"--config.sampler.name={name}", *(f"--config.sampler.{key}={effort}" for key in keys)]
             overrides += ["--config.guidance.cfg_scale=1", f"--config.sample.batch_size={options.num}"]
-            system, mesh, model, first_stage = restore_for_sampling(options.workdir, "latest", overrides)
+            restored = restore(RunFolder(options.workdir), "latest", overrides)
+            system, mesh, model, frozen = restored.system, restored.mesh, restored.model, restored.frozen
             made: list[None] = []
             labels = parse_labels("balanced", options.num, 10, 0)
             stream = SampleStream(system, mesh)
-            images = np.concatenate(list(stream(Counted(model, made), first_stage, labels, seed=0)))
+            images = np.concatenate(list(stream(Counted(model, made), frozen, labelled_requests(labels), seed=0)))
             jax.effects_barrier()
             calls.append(len(made))
             distances.append(frechet_distance(*moments(extractor, images), *reference))

@@ -12,7 +12,8 @@ from diffusion_jax.config import complete
 from diffusion_jax.data.facts import DatasetFacts
 from diffusion_jax.parallel.create import shardings_of
 from diffusion_jax.parallel.mesh import MeshConfig, make_mesh, replicated
-from diffusion_jax.runs.system import SCHEMA, System
+from diffusion_jax.runs.schemas import DIFFUSION_SCHEMA
+from diffusion_jax.runs.system import DiffusionSystem
 from diffusion_jax.training.diffusion_state import abstract_state, new_state
 from diffusion_jax.training.diffusion_step import make_train_step
 
@@ -50,14 +51,16 @@ class TrainingStep:
             "sampler": {"name": "ddim"},
             "guidance": {"name": "cfg"},
         }
-        self.system = System(complete({**config, **(sections or {})}, SCHEMA), DatasetFacts(CLASSES, (), "random"))
+        self.system = DiffusionSystem(
+            complete({**config, **(sections or {})}, DIFFUSION_SCHEMA), DatasetFacts(CLASSES, (), "random")
+        )
         # The "image" stands for the latent, so that no autoencoder is part of the figure.
         self.system.latent_shape = input_shape
         mesh = make_mesh(MeshConfig())
         optimizer, _ = self.system.build("optimizer")
         abstract = abstract_state(self.system, optimizer, mesh)
         self.state = new_state(self.system, optimizer, abstract)
-        self.first_stage = self.system.load_first_stage()
+        self.frozen = self.system.load_frozen()
         generator = np.random.default_rng(0)
         self.batch = {
             "image": generator.integers(0, 256, (batch_size, *input_shape), dtype=np.uint8),
@@ -69,7 +72,7 @@ class TrainingStep:
             out_shardings=(shardings_of(abstract), replicated(mesh)),
         )
         start = time.perf_counter()
-        self.compiled = step.lower(self.state, self.first_stage, self.batch).compile()
+        self.compiled = step.lower(self.state, self.frozen, self.batch).compile()
         self.compile_seconds = time.perf_counter() - start
 
     def seconds(self, steps: int) -> list[float]:
@@ -77,7 +80,7 @@ class TrainingStep:
         found = []
         for _ in range(steps + 1):
             start = time.perf_counter()
-            self.state, metrics = self.compiled(self.state, self.first_stage, self.batch)
+            self.state, metrics = self.compiled(self.state, self.frozen, self.batch)
             metrics["loss"].block_until_ready()
             found.append(time.perf_counter() - start)
         return found[1:]

@@ -22,6 +22,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
     words = variant_words(variant, ["smoke"])
     adam = {"name": "adamw", "lr": 4.5e-6 * BATCH_SIZE, "b1": 0.5, "b2": 0.9}
     config = {
+        "kind": {"name": "first_stage"},
         "data": {"name": "folder:data/openimages", "image_size": 256},
         "autoencoder": {"name": "vq", "preset": "vq-f8"},
         "loss": {"name": "vq", "disc_start": 1, "disc_weight": 0.6},

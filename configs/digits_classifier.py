@@ -13,6 +13,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
     """Variants: `smoke` (two steps of a tiny model)."""
     words = variant_words(variant, ["smoke"])
     config = {
+        "kind": {"name": "classifier"},
         "data": {"name": "digits", "image_size": 8, "channels": 1},
         "conditioner": {"name": "class", "label_drop": 0.0},
         "autoencoder": {"name": "identity"},
@@ -31,9 +32,6 @@ def get_config(variant: str | None = None) -> ConfigDict:
         "optimizer": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.05},
         "ema": {"name": "constant", "max_decay": 0.995},
         "train": {"steps": 500, "batch_size": 64, "log_every": 50, "save_every": 500},
-        "sampler": {"name": "ddim", "steps": 50},
-        "guidance": {"name": "cfg", "cfg_scale": 1.0},
-        "sample": {},
     }
     if "smoke" in words:
         config["model"] |= {"norm_groups": 4, "model_channels": 8, "num_head_channels": 8}

@@ -20,6 +20,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
     """Variants: `smoke` (two steps of a tiny model, untrained autoencoder, digits)."""
     words = variant_words(variant, ["smoke"])
     config = {
+        "kind": {"name": "classifier"},
         "data": {"name": "tfds:imagenet2012", "split": "train", "image_size": 256, "channels": 3},
         "conditioner": {"name": "class", "label_drop": 0.0},
         "autoencoder": {"name": "vq", "preset": "vq-f8"},
@@ -30,8 +31,6 @@ def get_config(variant: str | None = None) -> ConfigDict:
         "optimizer": {"name": "adamw", "lr": 6.4e-5, "weight_decay": 0.01},
         "ema": {"name": "warmup", "max_decay": 0.9999},
         "train": {"steps": 300_000, "batch_size": 64, "save_every": 10_000},
-        "sampler": {"name": "ddim", "steps": 200, "eta": 1.0},
-        "guidance": {"name": "cfg", "cfg_scale": 1.0},
         "mesh": {"data": -1},
     }
     if "smoke" in words:

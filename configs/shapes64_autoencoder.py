@@ -23,6 +23,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
     """Variants: `smoke` (two steps of a tiny model)."""
     words = variant_words(variant, ["smoke"])
     config = {
+        "kind": {"name": "first_stage"},
         "data": {"name": "shapes", "image_size": 64},
         "autoencoder": {
             "name": "kl",

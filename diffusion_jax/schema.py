@@ -36,12 +36,16 @@ class Section:
       context: arguments that the program supplies because they follow from other sections; not keys.
       default: the `name` of a section that a config leaves out; None where it must choose.
       importable: what a class must derive from to be named as "package.module:Class"; None allows no such names.
+      identity: the keys that decide the numbers of a run, which resumes only where they agree; None means all keys.
+      free: keys that change memory or speed and not numbers, where `identity` is None.
     """
 
     constructors: Mapping[str, Callable[..., Any]] | Callable[..., Any]
     context: frozenset[str] = frozenset()
     default: str | None = None
     importable: type | None = None
+    identity: frozenset[str] | None = None
+    free: frozenset[str] = frozenset()
 
     def constructor(self, place: str, values: Mapping[str, Any]) -> Callable[..., Any]:
         """The constructor that the section's values ask for; `UserError` if there is none of that name."""
@@ -53,6 +57,10 @@ class Section:
         if not isinstance(name, str) or name not in self.constructors:
             raise UserError(f"{place}.name={name!r} is not known{did_you_mean(str(name), self.constructors)}")
         return self.constructors[name]
+
+    def decides(self, key: str) -> bool:
+        """Whether a key decides the numbers of a run."""
+        return key not in self.free if self.identity is None else key in self.identity
 
     def options(self, constructor: Callable[..., Any]) -> dict[str, Option]:
         """The keys that a constructor reads, from its signature."""

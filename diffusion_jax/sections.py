@@ -1,11 +1,16 @@
-"""The config sections `train` and `sample`: how long a run is, what it writes, and how its samples are drawn."""
+"""Config sections that several kinds of run share: `kind`, `data`, `optimizer`, `ema`, `train`, `sample`, `mesh`."""
 
 import dataclasses
 import re
 from typing import Literal
 
+from diffusion_jax.data import DataConfig
 from diffusion_jax.diffusion.transforms import dynamic_threshold
 from diffusion_jax.errors import UserError
+from diffusion_jax.optim.ema_profiles import EMA_PROFILES
+from diffusion_jax.optim.optimizer import OPTIMIZERS
+from diffusion_jax.parallel.mesh import MeshConfig
+from diffusion_jax.schema import Section
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +31,7 @@ class TrainConfig:
       keep_every: also keep the checkpoints of these steps' multiples for good; None keeps no others.
       sample_every: steps between sample grids; None draws none.
       eval_every: steps between evaluations as the section `evaluate` says; None evaluates never.
+      freeze: regular expressions; parameters in whose name ("blocks.attn.qkv.kernel") one is found do not move.
       profile: "FIRST:LAST" traces the steps after FIRST up to LAST into `WORKDIR/profile`; None traces none.
     """
 
@@ -41,6 +47,7 @@ class TrainConfig:
     keep_every: int | None = None
     sample_every: int | None = None
     eval_every: int | None = None
+    freeze: tuple[str, ...] = ()
     profile: str | None = None
 
     def __post_init__(self):
@@ -60,6 +67,11 @@ class TrainConfig:
             raise UserError(
                 f"train.ema_widths={self.ema_widths}, train.snapshot_every={self.snapshot_every}: set both or neither"
             )
+        for pattern in self.freeze:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise UserError(f"train.freeze={pattern!r}: is no regular expression ({error})") from None
         ProfiledSteps(self.profile, self.steps)
         if self.batch_size % self.microbatches:
             raise UserError(
@@ -114,3 +126,24 @@ class ProfiledSteps:
             raise UserError(
                 f"train.profile={text!r}: write FIRST:LAST with 0 < FIRST < LAST ≤ train.steps={steps}, as in 100:105"
             )
+
+
+def no_settings() -> None:
+    """A kind of run has no settings of its own."""
+
+
+def kind_section(name: str) -> Section:
+    """The section `kind`, which says what a config trains, in the schema of one kind."""
+    return Section({name: no_settings}, default=name)
+
+
+# Of sections that describe many things, the keys that decide the numbers of a run.
+DATA_IDENTITY = frozenset({"name", "split", "image_size", "channels", "flip", "exif_orientation", "crop"})
+TRAIN_IDENTITY = frozenset({"batch_size", "seed", "ema_widths", "freeze"})
+NO_KEYS = frozenset[str]()
+
+DATA = Section(DataConfig, identity=DATA_IDENTITY)
+TRAIN = Section(TrainConfig, identity=TRAIN_IDENTITY)
+OPTIMIZER = Section(OPTIMIZERS)
+EMA = Section(EMA_PROFILES, frozenset({"batch_size"}))
+MESH = Section(MeshConfig, identity=NO_KEYS)

@@ -178,9 +178,9 @@ def test_convert_tells_types_apart():
 
 @pytest.mark.parametrize("path", sorted(pathlib.Path("configs").glob("*.py")), ids=lambda path: path.stem)
 def test_every_shipped_config_is_complete_and_documents_its_command(path):
-    from diffusion_jax.training.loop import stage_of
+    from diffusion_jax.runs.kinds import kind_of
 
     written = read_config(str(path))
-    schema = stage_of(written).schema
+    schema = kind_of(written).schema
     assert set(override(written, [], schema)) == set(schema)
     assert f"--config {path}" in path.read_text()

@@ -21,7 +21,7 @@ import numpy as np
 
 from diffusion_jax.autoencoding.fingerprint import encoder_fingerprint
 from diffusion_jax.autoencoding.latent_statistics import LatentStatistics
-from diffusion_jax.data import Batch, DataConfig, Record, Source, all_records
+from diffusion_jax.data import Batch, BatchContents, DataConfig, Source, all_records
 from diffusion_jax.data.latents import MIRRORED, CacheMetadata, image_settings
 from diffusion_jax.errors import UserError, did_you_mean
 from diffusion_jax.files import write_atomically
@@ -35,6 +35,7 @@ from diffusion_jax.models.autoencoder.first_stage import (
 )
 from diffusion_jax.parallel import processes
 from diffusion_jax.parallel.mesh import MeshConfig, batch_sharding, make_mesh, replicated
+from diffusion_jax.records import Field, Record, RecordSpec, array_fields
 
 CacheDType = Literal["float32", "float16", "bfloat16"]
 
@@ -119,6 +120,7 @@ def write_cache(
         dtype=config.dtype,
         records=len(source),
         shard_size=config.shard_size,
+        fields={name: field for name, field in source.record_spec.items() if name != "image"},
     )
     stored = CacheMetadata.read(folder)
     if stored is not None:
@@ -169,17 +171,23 @@ def _write_shards(
     chosen = _Chosen(source, numbers)
     batch_size *= jax.local_device_count()
     batches = all_records(
-        chosen, batch_size, num_threads=data.num_threads, num_workers=data.num_workers, prefetch=data.prefetch
+        chosen,
+        batch_size,
+        num_threads=data.num_threads,
+        num_workers=data.num_workers,
+        prefetch=data.prefetch,
+        contents=BatchContents(tuple(chosen.record_spec)),
     )
     encoded = _encode(first_stage, batches, batch_size, metadata)
-    waiting = np.empty(0, metadata.record_dtype)
+    waiting, waiting_text = np.empty(0, metadata.record_dtype), list[bytes]()
     clock = time.perf_counter()
     for shard in shards:
         count = len(metadata.shard_records(shard))
         while len(waiting) < count:
-            waiting = np.concatenate([waiting, next(encoded)])
-        records, waiting = waiting[:count], waiting[count:]
-        _write_shard(folder, metadata, shard, records)
+            records, text = next(encoded)
+            waiting, waiting_text = np.concatenate([waiting, records]), waiting_text + text
+        _write_shard(folder, metadata, shard, waiting[:count], waiting_text[:count])
+        waiting, waiting_text = waiting[count:], waiting_text[count:]
         now = time.perf_counter()
         speed, clock = count / (now - clock), now
         print(f"shard {shard + 1} of {metadata.shards}: {count:,} images, {speed:.1f} images/s", file=sys.stderr)
@@ -192,6 +200,7 @@ class _Chosen:
         self._source, self._numbers = source, numbers
         self.num_classes, self.class_names = source.num_classes, source.class_names
         self.image_shape, self.identity = source.image_shape, source.identity
+        self.record_spec: RecordSpec = {**source.record_spec, "source_id": Field((), "int64")}
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -200,13 +209,13 @@ class _Chosen:
         number = int(self._numbers[index])
         record = self._source[number]
         source_id = (number + record.get("bad_images", 0)) % len(self._source)
-        return {"image": record["image"], "label": record["label"], "source_id": np.int64(source_id)}
+        return {**{name: record[name] for name in self._source.record_spec}, "source_id": np.int64(source_id)}
 
 
 def _encode(
     first_stage: Any, batches: Iterator[Batch], batch_size: int, metadata: CacheMetadata
-) -> Iterator[np.ndarray]:
-    """Yields the records [B] of each batch, encoding one batch while the one before is written."""
+) -> Iterator[tuple[np.ndarray, list[bytes]]]:
+    """Yields the records [B] of each batch and their text, encoding one batch while the one before is written."""
     mesh = make_mesh(MeshConfig(), jax.local_devices())
     first_stage = jax.device_put(first_stage, replicated(mesh))
     encode = jax.jit(functools.partial(_moments, dtype=jnp.dtype(metadata.dtype)))
@@ -231,20 +240,27 @@ def _moments(first_stage: Any, images: jax.Array, dtype: jnp.dtype) -> dict[str,
     return {name: value.astype(dtype) for name, value in moments.items()}
 
 
-def _records(batch: Batch, moments: dict[str, jax.Array], metadata: CacheMetadata) -> np.ndarray:
-    """Joins the moments of a batch, fetched from the devices, with its labels and numbers: [B] records."""
-    records = np.empty(len(batch["label"]), metadata.record_dtype)
-    records["label"], records["source_id"] = batch["label"], batch["source_id"]
+def _records(batch: Batch, moments: dict[str, jax.Array], metadata: CacheMetadata) -> tuple[np.ndarray, list[bytes]]:
+    """Joins the moments of a batch, fetched from the devices, with what else is known: [B] records, and their text."""
+    records = np.empty(len(batch["source_id"]), metadata.record_dtype)
+    for name in ("source_id", *array_fields(metadata.fields)):
+        records[name] = batch[name]
     for name, values in moments.items():
         records[name] = np.asarray(values)[: len(records)]
         finite = np.isfinite(records[name].astype(np.float32)).all((1, 2, 3))
         if not finite.all():
             number = records["source_id"][~finite][0]
             raise UserError(f"image {number}: its latents are not finite in {metadata.dtype}: use --dtype float32")
-    return records
+    names = metadata.text_fields
+    text = [
+        json.dumps({name: batch[name][i] for name in names}).encode() if names else b"" for i in range(len(records))
+    ]
+    return records, text
 
 
-def _write_shard(folder: pathlib.Path, metadata: CacheMetadata, shard: int, records: np.ndarray) -> None:
+def _write_shard(
+    folder: pathlib.Path, metadata: CacheMetadata, shard: int, records: np.ndarray, text: Sequence[bytes]
+) -> None:
     from array_record.python.array_record_module import ArrayRecordWriter
 
     path = folder / metadata.shard_name(shard)
@@ -253,8 +269,8 @@ def _write_shard(folder: pathlib.Path, metadata: CacheMetadata, shard: int, reco
     # The process number keeps a second call on the same folder from writing into the same file.
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     writer = ArrayRecordWriter(os.fspath(partial), WRITER_OPTIONS)
-    for record in records:
-        writer.write(record.tobytes())
+    for record, behind in zip(records, text, strict=True):
+        writer.write(record.tobytes() + behind)
     writer.close()
     with partial.open("rb") as file:
         os.fsync(file.fileno())

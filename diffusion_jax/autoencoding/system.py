@@ -28,13 +28,10 @@ from diffusion_jax.models.autoencoder.first_stage import KLConfig, VQConfig
 from diffusion_jax.models.autoencoder.lpips import LPIPS
 from diffusion_jax.models.layers.precision import DTypeName
 from diffusion_jax.models.macs import count_macs
-from diffusion_jax.optim.ema_profiles import EMA_PROFILES
-from diffusion_jax.optim.optimizer import OPTIMIZERS
 from diffusion_jax.parallel import processes
-from diffusion_jax.parallel.mesh import MeshConfig
 from diffusion_jax.pictures import to_uint8
 from diffusion_jax.schema import Section
-from diffusion_jax.sections import TrainConfig
+from diffusion_jax.sections import DATA, EMA, MESH, NO_KEYS, OPTIMIZER, TRAIN, TrainConfig, kind_section
 
 
 def no_discriminator() -> None:
@@ -96,17 +93,18 @@ class ReconstructionConfig:
 
 
 AUTOENCODER_SCHEMA: Schema = {
-    "data": Section(DataConfig),
+    "kind": kind_section("first_stage"),
+    "data": DATA,
     "autoencoder": Section({"kl": KLConfig, "vq": VQConfig}),
     "loss": Section(AUTOENCODER_LOSSES),
     "discriminator": Section(DISCRIMINATORS, frozenset({"in_channels", "rngs"})),
     "lpips": Section(LPIPSConfig),
-    "optimizer": Section(OPTIMIZERS),
-    "discriminator_optimizer": Section(OPTIMIZERS),
-    "ema": Section(EMA_PROFILES, frozenset({"batch_size"})),
-    "train": Section(TrainConfig),
-    "evaluate": Section(ReconstructionConfig),
-    "mesh": Section(MeshConfig),
+    "optimizer": OPTIMIZER,
+    "discriminator_optimizer": OPTIMIZER,
+    "ema": EMA,
+    "train": TRAIN,
+    "evaluate": Section(ReconstructionConfig, identity=NO_KEYS),
+    "mesh": MESH,
 }
 """Every section of a config that trains a first stage."""
 
@@ -166,6 +164,11 @@ class AutoencoderSystem:
             seed=self.train.seed,
             flip=self.data.flip,
         )
+
+    @classmethod
+    def reads(cls, config: ml_collections.ConfigDict) -> tuple[str, ...]:
+        """The fields that it reads of a record beside the image: none."""
+        return ()
 
     def build(self, section: str, **context: Any) -> Any:
         """Builds what a section names."""

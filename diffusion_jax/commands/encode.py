@@ -47,7 +47,7 @@ def run(values: flags.FlagValues) -> None:
     from diffusion_jax.errors import UserError
     from diffusion_jax.models.autoencoder.autoencoder import AUTOENCODERS, VQ_AUTOENCODERS
     from diffusion_jax.parallel import processes
-    from diffusion_jax.runs.system import SCHEMA
+    from diffusion_jax.runs.schemas import DIFFUSION_SCHEMA
     from diffusion_jax.runs.trained_first_stage import as_trained, load_first_stage, trained_kind
 
     how = EncodeConfig(values.dtype, values.batch_size, values.shard_size)
@@ -56,7 +56,7 @@ def run(values: flags.FlagValues) -> None:
             if values[name].present:
                 flag = name.replace("_", "-")
                 raise UserError(f"--{flag} and --config exclude each other: write --config.SECTION.KEY=VALUE")
-        config = load_config(values.config, values.overrides, SCHEMA)
+        config = load_config(values.config, values.overrides, DIFFUSION_SCHEMA)
         seed = config.train.seed
     else:
         for name in ("autoencoder", "data"):
@@ -70,14 +70,14 @@ def run(values: flags.FlagValues) -> None:
                 raise UserError(f"--autoencoder {preset}: is no file, no folder and no preset; presets: {known}")
             section = {"name": trained_kind(preset) or "kl", "weights": preset}
         data = {"name": values.data, "image_size": values.image_size, "split": values.split}
-        schema = {name: SCHEMA[name] for name in ("data", "autoencoder")}
+        schema = {name: DIFFUSION_SCHEMA[name] for name in ("data", "autoencoder")}
         config = override({"data": data, "autoencoder": section}, values.overrides, schema)
         seed = values.seed
 
-    images: DataConfig = SCHEMA["data"].build("data", config.data)
+    images: DataConfig = DIFFUSION_SCHEMA["data"].build("data", config.data)
     if images.name.startswith("cache:"):
         raise UserError(f"data.name={images.name}: holds latents already; name the images")
-    autoencoder = with_any_scale(as_trained(SCHEMA["autoencoder"].build("autoencoder", config.autoencoder)))
+    autoencoder = with_any_scale(as_trained(DIFFUSION_SCHEMA["autoencoder"].build("autoencoder", config.autoencoder)))
     source = open_source(images)
     height, width, channels = source.image_shape
     autoencoder.abstract().latent_shape((height, width), channels)  # complains before weights are read

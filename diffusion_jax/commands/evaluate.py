@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from diffusion_jax.commands.flags import start_process
-from diffusion_jax.commands.sample import define_run_flags
+from diffusion_jax.commands.sample import define_run_flags, sample_request
 
 if TYPE_CHECKING:
     from diffusion_jax.evaluation.image_sets import ImageSet
@@ -109,9 +109,12 @@ def open_samples(values: flags.FlagValues) -> "ImageSet":
     from diffusion_jax.evaluation.image_sets import SampleFile
 
     if values.workdir is not None:
-        from diffusion_jax.sampling.request import GeneratedImages
+        from diffusion_jax.api import open_run
+        from diffusion_jax.files import user_path
+        from diffusion_jax.sampling.saved_images import SavedImages
 
-        return GeneratedImages(values, pathlib.Path(values.save_samples) if values.save_samples else None)
+        drawn = open_run(values.workdir, values.step).draw(sample_request(values))
+        return SavedImages(drawn, user_path(values.save_samples) if values.save_samples else None)
     path = pathlib.Path(values.samples)
     return ImageFiles(path) if path.is_dir() else SampleFile(path)
 

@@ -45,18 +45,18 @@ def run(values: flags.FlagValues) -> None:
     from diffusion_jax.planning.facts import planned_facts
     from diffusion_jax.planning.plan import Planner
     from diffusion_jax.planning.report import report
-    from diffusion_jax.training.diffusion_stage import DiffusionStage
-    from diffusion_jax.training.loop import stage_of
+    from diffusion_jax.runs.kinds import kind_of
 
     # Programs for devices that are not there can be kept, but not be loaded again.
     jax.config.update("jax_compilation_cache_dir", None)
     topology = parse_topology(values.topology)
     written = read_config(values.config)
-    if stage_of(written) is not DiffusionStage:
+    kind = kind_of(written)
+    if kind.name == "first_stage":
         raise UserError(f"--config {values.config}: trains a first stage; plan takes diffusion models and classifiers")
-    config = override(written, values.overrides, DiffusionStage.schema)
-    data = DiffusionStage.schema["data"].build("data", config.data)
-    facts = planned_facts(data, config.conditioner.name != "none", values.classes)
+    config = override(written, values.overrides, kind.schema)
+    data = kind.schema["data"].build("data", config.data)
+    facts = planned_facts(data, "label" in kind.system.reads(config), values.classes)
     planner = Planner(config, facts, topology, values.thorough)
     plan = planner.plan(values.batch, values.mfu, values.sampler, values.largest)
     print(report(plan, values.config))

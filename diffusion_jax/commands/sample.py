@@ -18,8 +18,6 @@ Everything that the run's config says of sampling can be overridden, for example
 --config.guidance.interval="(0.3, 2.0)"; `diffusion-jax samplers` lists the samplers and their options.
 """
 
-import operator
-import pathlib
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -27,11 +25,9 @@ from absl import flags
 from diffusion_jax.commands.flags import define_process_flags, start_process
 
 if TYPE_CHECKING:
-    from diffusion_jax.runs.system import System
-    from diffusion_jax.sampling.generation import Guides
+    from diffusion_jax.sampling.request import SampleRequest
 
 GRID = 100
-SECTIONS = ("sampler", "guidance", "sample")
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -78,87 +74,32 @@ def run(values: flags.FlagValues) -> None:
     start_process(values)
     import numpy as np
 
+    from diffusion_jax.api import open_run
     from diffusion_jax.errors import UserError
+    from diffusion_jax.files import user_path
     from diffusion_jax.parallel import processes
     from diffusion_jax.pictures import grid, save
-    from diffusion_jax.sampling.request import GeneratedImages
+    from diffusion_jax.sampling.saved_images import SavedImages
 
-    out = pathlib.Path(values.out)
+    out = user_path(values.out)
     archive = out / "samples.npz"
     if archive.exists() and not values.overwrite:
         raise UserError(f"--out {out}: samples.npz is already there; use another folder or --overwrite")
-    generated = GeneratedImages(values, archive)
+    drawn = open_run(values.workdir, values.step).draw(sample_request(values))
     shown: list[np.ndarray] = []
-    for batch in generated.batches():
+    for batch in SavedImages(drawn, archive).batches():
         shown.extend(batch["image"][: GRID - len(shown)])
     if processes.is_main():
-        save(grid(np.stack(shown), generated.captions(GRID), columns=10), out / "samples.png")
+        save(grid(np.stack(shown), drawn.captions(GRID), columns=10), out / "samples.png")
         print(f"{archive}\n{out / 'samples.png'}")
 
 
-def sampling_overrides(values: flags.FlagValues) -> list[str]:
-    """The config overrides that the flags amount to; raises UserError for any that would change the model."""
-    from diffusion_jax.config import OVERRIDE
+def sample_request(values: flags.FlagValues) -> "SampleRequest":
+    """What the flags ask for."""
     from diffusion_jax.errors import UserError
+    from diffusion_jax.sampling.request import SampleRequest
 
-    named = {
-        "sampler.name": values.sampler,
-        "sampler.steps": values.steps,
-        "guidance.cfg_scale": values.cfg_scale,
-        "sample.params": values.params,
-        "sample.batch_size": values.batch_size,
-    }
-    overrides = [f"{OVERRIDE}{key}={value}" for key, value in named.items() if value is not None] + values.overrides
-    for word in overrides:
-        if word.startswith(OVERRIDE) and not word.startswith(tuple(f"{OVERRIDE}{section}." for section in SECTIONS)):
-            raise UserError(f"{word}: a trained model's config is fixed but for {', '.join(SECTIONS)}")
-    return overrides
-
-
-def open_guides(values: flags.FlagValues, system: "System") -> "Guides":
-    """Opens the runs that --guide-workdir and --classifier-workdir name, and the function that --similarity names."""
-    from diffusion_jax.diffusion.guidance import Autoguidance
-    from diffusion_jax.errors import UserError
-    from diffusion_jax.imports import import_function
-    from diffusion_jax.sampling.generation import Guides
-
-    weak = classifier = None
-    if values.guide_workdir is not None:
-        same = ("path", "prediction", "latent_shape", "conditioner")
-        weak = open_guide("--guide-workdir", values.guide_workdir, values.guide_step, system, same)
-    if values.classifier_workdir is not None:
-        parts = ("path", "latent_shape", "facts.num_classes")
-        where = values.classifier_workdir
-        classifier = open_guide("--classifier-workdir", where, values.classifier_step, system, parts, classifies=True)
-        if system.prediction.kind == "edm":
-            raise UserError(
-                "--classifier-workdir: an 'edm' prediction is told another time than a classifier; guide a model of "
-                "another prediction"
-            )
-    similarity = None if values.similarity is None else import_function("--similarity", values.similarity)
-    return Guides(
-        weak,
-        Autoguidance(scale=values.guide_scale),
-        classifier,
-        values.classifier_scale,
-        similarity,
-        values.similarity_scale,
-    )
-
-
-def open_guide(
-    flag: str, workdir: str, step: str, system: "System", parts: tuple[str, ...], classifies: bool = False
-) -> Any:
-    """The model of a run that is to guide another; raises a `UserError` unless the named parts of both are the same."""
-    from diffusion_jax.errors import UserError
-    from diffusion_jax.runs.open_run import restore_for_sampling
-
-    other, _, model, _ = restore_for_sampling(workdir, step)
-    if other.classifies != classifies:
-        kind, right = ("classifier", "--classifier-workdir") if other.classifies else ("generator", "--guide-workdir")
-        raise UserError(f"{flag} {workdir}: that run trained a {kind}; name it as {right}")
-    for part in parts:
-        theirs, ours = (operator.attrgetter(part)(each) for each in (other, system))
-        if theirs != ours:
-            raise UserError(f"{flag} {workdir}: its {part} is {theirs}, which cannot guide {ours}")
-    return model
+    if values.num is None:
+        raise UserError("--workdir needs --num, the number of samples to draw")
+    named: dict[str, Any] = {name: values[name].value for name in SampleRequest.__dataclass_fields__ if name in values}
+    return SampleRequest(**{**named, "overrides": tuple(values.overrides)})

@@ -19,11 +19,11 @@ def define_flags(values: flags.FlagValues) -> None:
 def run(values: flags.FlagValues) -> None:
     """Runs the command."""
     from diffusion_jax.diffusion.samplers import SAMPLERS
-    from diffusion_jax.runs.system import SCHEMA
+    from diffusion_jax.runs.schemas import DIFFUSION_SCHEMA
 
     print(f"{'name':<22}{'order':<16}{'calls of N steps':<26}for")
     for name, sampler in SAMPLERS.items():
         print(f"{name:<22}{sampler.order:<16}{sampler.calls:<26}{sampler.purpose}")  # type: ignore[attr-defined]
         print(" " * 22 + inspect.cleandoc(sampler.__doc__ or "").splitlines()[0])
-        options = SCHEMA["sampler"].options(sampler)
+        options = DIFFUSION_SCHEMA["sampler"].options(sampler)
         print(" " * 22 + ", ".join(f"{key}={option.default!r}" for key, option in options.items()))

@@ -6,8 +6,13 @@
 
     diffusion-jax train --config configs/autoencoder_kl_f8.py --workdir runs/kl_f8 --config.lpips.weights=...
 
-A config with a section `discriminator` trains the autoencoder of latent diffusion, any other a diffusion model, which
-then takes the run's folder as its `autoencoder.weights`.
+A config's section `kind` says what it trains: a diffusion model (the default), the autoencoder of latent diffusion
+(`first_stage`; a diffusion model then takes the run's folder as its `autoencoder.weights`), or a classifier of noisy
+data to guide by.
+
+--init-from RUN[:STEP] begins another run with the averaged weights of one of the same architecture. Rows of a table of
+classes go by the names of the classes, and learned positions are interpolated to another resolution;
+--config.train.freeze="('blocks',)" keeps parameters of such names as they are.
 
 The word behind the colon is the config's variant; every config has a variant `smoke` that runs anywhere in seconds.
 Any key of the config can be overridden with --config.SECTION.KEY=VALUE; --print-config shows them all. The same
@@ -19,7 +24,6 @@ On several hosts, start the command on each, on TPU pods and SLURM with --coordi
 --coordinator HOST:PORT --num-processes N --process-id I. The scripts in launch/ do so: see docs/launching.md.
 """
 
-import pathlib
 import sys
 
 from absl import flags
@@ -36,6 +40,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("workdir", None, "The run's folder; made if missing.", flag_values=values)
     flags.DEFINE_bool("print_config", False, "Print the complete config and exit.", flag_values=values)
     flags.DEFINE_list("overrides", [], "Filled with the --config.… arguments.", flag_values=values)
+    flags.DEFINE_string("init_from", None, "RUN or RUN:STEP whose weights a new run begins with.", flag_values=values)
     define_process_flags(values)
     flags.mark_flag_as_required("config", flag_values=values)
 
@@ -43,16 +48,15 @@ def define_flags(values: flags.FlagValues) -> None:
 def run(values: flags.FlagValues) -> None:
     """Runs the command."""
     start_process(values)
-    from diffusion_jax.config import override, read_config, to_json
+    from diffusion_jax.api import load_config, train
+    from diffusion_jax.config import to_json
     from diffusion_jax.errors import UserError
-    from diffusion_jax.training.loop import stage_of, train
 
-    written = read_config(values.config)
-    config = override(written, values.overrides, stage_of(written).schema)
+    config = load_config(values.config, values.overrides)
     if values.print_config:
         print(to_json(config))
         return
     if values.workdir is None:
         raise UserError("--workdir is missing: name a folder for checkpoints and logs, such as runs/first")
-    if not train(config, pathlib.Path(values.workdir)):
+    if not train(config, values.workdir, init_from=values.init_from).finished:
         sys.exit(STOPPED)

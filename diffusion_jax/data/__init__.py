@@ -1,5 +1,6 @@
 """Data: sources of uint8 images with labels, a deterministic order over them, and batches read in parallel."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -7,9 +8,9 @@ from diffusion_jax.data.digits import Digits
 from diffusion_jax.data.feed import Feed
 from diffusion_jax.data.folder import ImageFolder
 from diffusion_jax.data.latents import LatentCache, image_settings
-from diffusion_jax.data.loader import Batch, all_records, batches
-from diffusion_jax.data.shapes import Annotation, Shapes
-from diffusion_jax.data.sources import BadImage, Record, SkipBadImages, Source
+from diffusion_jax.data.loader import Batch, BatchContents, all_records, batches
+from diffusion_jax.data.shapes import ANNOTATIONS, Annotation, Shapes
+from diffusion_jax.data.sources import BadImage, SkipBadImages, Source
 from diffusion_jax.data.tfds import Tfds
 from diffusion_jax.data.transforms import Crop, ImageDecoder
 from diffusion_jax.errors import UserError, did_you_mean
@@ -17,10 +18,10 @@ from diffusion_jax.errors import UserError, did_you_mean
 __all__ = [
     "BadImage",
     "Batch",
+    "BatchContents",
     "DataConfig",
     "Feed",
     "LatentCache",
-    "Record",
     "SkipBadImages",
     "Source",
     "all_records",
@@ -46,8 +47,8 @@ class DataConfig:
         aligned photographs of CelebA.
       on_bad_image: "raise" stops at an image that cannot be decoded and names it; "skip" reads the next one instead
         and counts it in the batch's `bad_images`.
-      annotations: what records hold beside image and label, where the data set has it: "boxes", "caption", "mask",
-        "segmentation".
+      annotations: what records hold beside image, label and what the conditioner reads, where the data set has it:
+        "boxes", "caption", "mask", "segmentation".
       data_dir: where TFDS keeps prepared data sets; None is its own default.
       num_threads: reading threads per process (per worker if there are workers), ≥ 1.
       num_workers: reading processes beside the main one, ≥ 0; 0 reads with threads only.
@@ -78,12 +79,14 @@ class DataConfig:
             raise UserError(f"data.on_bad_image={self.on_bad_image!r}: must be 'raise' or 'skip'")
         if self.crop not in ("adm", "celeba"):
             raise UserError(f"data.crop={self.crop!r}: must be 'adm' or 'celeba'")
-        if self.annotations and self.flip:
-            raise UserError("data.flip mirrors images but not their data.annotations: set data.flip=False")
 
 
-def open_source(config: DataConfig) -> Source:
+def open_source(config: DataConfig, reads: Sequence[str] = ()) -> Source:
     """Opens the data set that a config names.
+
+    Args:
+      config: the config.
+      reads: fields that records must hold beside those of `config.annotations`, where the data set has them.
 
     Raises:
       UserError: the name is unknown, the data is missing or empty, or the set has no such split or size.
@@ -103,7 +106,7 @@ def open_source(config: DataConfig) -> Source:
             split=config.split,
             image_size=config.image_size,
             channels=config.channels,
-            annotations=config.annotations,
+            annotations=[name for name in ANNOTATIONS if name in {*config.annotations, *reads}],
         )
     elif kind == "folder" and place:
         source = ImageFolder(place, config.split, decode)

@@ -4,8 +4,8 @@ import functools
 
 import numpy as np
 
-from diffusion_jax.data.sources import Record
 from diffusion_jax.errors import UserError, did_you_mean
+from diffusion_jax.records import Record, RecordSpec, image_records
 
 NATIVE_SIZE = 8
 
@@ -41,6 +41,7 @@ class Digits:
         self._images = images[chosen[split]].repeat(block, axis=1).repeat(block, axis=2)[..., None].repeat(channels, 3)
         self._labels = labels[chosen[split]]
         self.image_shape = (image_size, image_size, channels)
+        self.record_spec: RecordSpec = image_records(self.image_shape)
         self.identity = f"digits split={split} images={len(self)} size={image_size} channels={channels}"
 
     def __len__(self) -> int:

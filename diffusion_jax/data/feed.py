@@ -109,7 +109,8 @@ class Feed:
     def _fetch(self) -> tuple[Any, int, float, int]:
         batch = next(self._reader)
         read_seconds, bad_images = batch.pop("read_seconds"), batch.pop("bad_images")
-        return self._place(batch), len(batch["label"]), read_seconds, bad_images
+        images = len(next(iter(batch.values())))
+        return self._place(batch), images, read_seconds, bad_images
 
 
 def slow_input(

@@ -6,9 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from diffusion_jax.data.sources import BadImage, Record
+from diffusion_jax.data.sources import BadImage
 from diffusion_jax.data.transforms import ImageDecoder
 from diffusion_jax.errors import UserError, did_you_mean
+from diffusion_jax.records import Record, RecordSpec, image_records
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 SPLIT_NAMES = frozenset({"train", "val", "valid", "validation", "test"})
@@ -51,6 +52,7 @@ class ImageFolder:
         self._labels = np.repeat(np.arange(len(listings), dtype=np.int32), [len(listing) for listing in listings])
         self.num_classes = len(self.class_names)
         self.image_shape = decode.image_shape
+        self.record_spec: RecordSpec = image_records(self.image_shape)
         self.identity = (
             f"folder:{os.path.basename(given)} split={split} images={len(self)} classes={self.num_classes} "
             f"listing={zlib.crc32(b'/'.join(names)):08x} {decode}"

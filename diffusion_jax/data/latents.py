@@ -2,7 +2,7 @@
 
 A cache is a folder with `metadata.json` (`CacheMetadata`), shards `latents-00003-of-00010.array_record` of `shard_size`
 records each, the last one shorter, and beside each shard its latent statistics as JSON. A record is the bytes of one
-element of `CacheMetadata.record_dtype`.
+element of `CacheMetadata.record_dtype`, and behind them, where the data set has text, a JSON object of it in UTF-8.
 """
 
 import dataclasses
@@ -15,9 +15,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.data.sources import Record
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import write_atomically
+from diffusion_jax.records import TEXT, Field, Record, RecordSpec, array_fields, spec_from_json, spec_to_json
 
 METADATA = "metadata.json"
 
@@ -30,7 +30,9 @@ MIRRORED = "mirrored_"
 # What a `DataConfig` says of the images themselves.
 SETTINGS = ("image_size", "channels", "split", "exif_orientation", "crop")
 
-FORMAT = 1
+# Caches of format 1 hold a label and nothing else beside latents.
+FORMAT = 2
+LABELS: RecordSpec = {"label": Field((), "int32")}
 
 
 def image_settings(config: Any) -> dict[str, Any]:
@@ -56,6 +58,7 @@ class CacheMetadata:
       records: number of records, one for each of the source, in its order.
       shard_size: records in a shard.
       shard_bytes: sizes of the shards; empty while the cache is being written.
+      fields: what a record holds beside moments and `source_id`.
       statistics: JSON of the `LatentStatistics` of latents drawn from all images and mirror images, not scaled; None
         while the cache is being written.
       format: version of this layout.
@@ -75,6 +78,7 @@ class CacheMetadata:
     shard_size: int
     shard_bytes: tuple[int, ...] = ()
     statistics: Mapping[str, Any] | None = None
+    fields: RecordSpec = dataclasses.field(default_factory=lambda: dict(LABELS))
     format: int = FORMAT
 
     @property
@@ -84,14 +88,24 @@ class CacheMetadata:
 
     @property
     def record_dtype(self) -> np.dtype:
-        """The structure of a record: moments, mirrored moments, `label` int32 and `source_id` int64.
+        """The structure of a record: moments, mirrored moments, the arrays of `fields` and `source_id` int64.
 
         `source_id` is the number of the image in its source, which differs from that of the record where the source
         replaced an unreadable image.
         """
-        moments = [prefix + name for prefix in ("", MIRRORED) for name in self.moments]
-        arrays = [(name, jnp.dtype(self.dtype), self.latent_shape) for name in moments]
-        return np.dtype([*arrays, ("label", "<i4"), ("source_id", "<i8")])
+        spec = {**self.moment_spec(mirrored=True), **self.fields}
+        arrays = [(name, jnp.dtype(spec[name].dtype), spec[name].shape) for name in array_fields(spec)]
+        return np.dtype([*arrays, ("source_id", "<i8")])
+
+    @property
+    def text_fields(self) -> tuple[str, ...]:
+        """The names of the fields of text."""
+        return tuple(name for name, field in self.fields.items() if field.dtype == TEXT)
+
+    def moment_spec(self, mirrored: bool) -> dict[str, Field]:
+        """The fields of the moments, and if `mirrored` those of mirror images."""
+        prefixes = ("", MIRRORED) if mirrored else ("",)
+        return {prefix + name: Field(self.latent_shape, self.dtype) for prefix in prefixes for name in self.moments}
 
     def shard_name(self, shard: int) -> str:
         """The file name of a shard."""
@@ -103,7 +117,8 @@ class CacheMetadata:
 
     def write(self, folder: pathlib.Path) -> None:
         """Writes `metadata.json` into a folder."""
-        write_atomically(folder / METADATA, (json.dumps(dataclasses.asdict(self), indent=2) + "\n").encode())
+        values = {**dataclasses.asdict(self), "fields": spec_to_json(self.fields)}
+        write_atomically(folder / METADATA, (json.dumps(values, indent=2) + "\n").encode())
 
     @classmethod
     def read(cls, folder: pathlib.Path) -> "CacheMetadata | None":
@@ -117,8 +132,9 @@ class CacheMetadata:
             return None
         try:
             values = json.loads(path.read_text())
-            if values["format"] != FORMAT:
+            if values["format"] not in (1, FORMAT):
                 raise UserError(f"{path} is of format {values['format']}, this version reads {FORMAT}: encode again")
+            values |= {"format": FORMAT, "fields": spec_from_json(values.get("fields", spec_to_json(LABELS)))}
             lists = ("class_names", "image_shape", "moments", "latent_shape", "shard_bytes")
             return cls(**{**values, **{key: tuple(values[key]) for key in lists}})
         except (ValueError, KeyError, TypeError) as error:
@@ -179,7 +195,7 @@ class LatentCache:
             shards.append(_Shard(os.fspath(file), count, count))
         self._records = ArrayRecordDataSource(shards)
         self._dtype = metadata.record_dtype
-        self._fields = (*metadata.moments, *(MIRRORED + name for name in metadata.moments if mirrored))
+        self.record_spec: RecordSpec = {**metadata.moment_spec(mirrored), **metadata.fields}
         self.metadata, self.encoder = metadata, metadata.encoder
         self.num_classes, self.class_names = metadata.num_classes, metadata.class_names
         self.image_shape = metadata.image_shape
@@ -193,27 +209,34 @@ class LatentCache:
 
         Returns:
           `mean` and, unless the first stage has none, `std`, [h, w, c] of the cache's dtype; if `mirrored`, also
-          `mirrored_mean` and `mirrored_std`; `label`, int32 scalar.
+          `mirrored_mean` and `mirrored_std`; `label`, int32 scalar, and whatever else the data set knows.
 
         Raises:
           UserError: it is damaged, or its label is none of the classes, which a model's table would not notice.
         """
-        record = self.read(index)
+        arrays, text = self._read(index)
+        record = {**{name: arrays[name] for name in array_fields(self.record_spec)}, **text}
         if not 0 <= record["label"] < self.num_classes:
             raise UserError(
                 f"record {index} of {self._name} has label {record['label']}, beyond the classes 0 to "
                 f"{self.num_classes - 1}: encode again"
             )
-        return {**{name: record[name] for name in self._fields}, "label": record["label"]}
+        return record
 
     def read(self, index: int) -> np.void:
-        """All of record `index`, one element of `CacheMetadata.record_dtype`.
+        """All of record `index` but its text, one element of `CacheMetadata.record_dtype`.
 
         Raises:
           UserError: it is damaged.
         """
+        return self._read(index)[0]
+
+    def _read(self, index: int) -> tuple[np.void, dict[str, str]]:
         try:
-            return np.frombuffer(self._records[index], self._dtype)[0]
+            data = self._records[index]
+            if not self.metadata.text_fields:
+                return np.frombuffer(data, self._dtype)[0], {}
+            return np.frombuffer(data, self._dtype, 1)[0], json.loads(data[self._dtype.itemsize :])
         except (RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"record {index} of {self._name} is damaged ({reason}): encode again") from error

@@ -18,10 +18,11 @@ from diffusion_jax.data.shape_scenes import (
     render,
     segment,
 )
-from diffusion_jax.data.sources import Record
 from diffusion_jax.errors import UserError, did_you_mean
+from diffusion_jax.records import TEXT, Field, Record, RecordSpec, image_records
 
 Annotation = Literal["boxes", "caption", "mask", "segmentation"]
+ANNOTATIONS: tuple[Annotation, ...] = get_args(Annotation)
 
 SMALLEST = 16  # pixels; below, a star cannot be told from a diamond
 IMAGES = {"train": 50_000, "test": 5_000}
@@ -70,13 +71,26 @@ class Shapes:
         if not 1 <= shapes <= 6:
             raise UserError(f"data.name: shapes:shapes={shapes} must be 1 to 6")
         for name in annotations:
-            if name not in get_args(Annotation):
-                raise UserError(f"data.annotations: {name!r} is not known{did_you_mean(name, get_args(Annotation))}")
+            if name not in ANNOTATIONS:
+                raise UserError(f"data.annotations: {name!r} is not known{did_you_mean(name, ANNOTATIONS)}")
         self._train = 0 if split == "test" else train
         self._test = 0 if split == "train" else IMAGES["test"]
         self._shapes, self._annotations = shapes, tuple(annotations)
         self.image_shape = (image_size, image_size, channels)
+        self.record_spec: RecordSpec = self._spec(image_size)
         self.identity = f"shapes split={split} images={len(self)} size={image_size} channels={channels} shapes={shapes}"
+
+    def _spec(self, size: int) -> RecordSpec:
+        known: dict[Annotation, dict[str, Field]] = {
+            "boxes": {"boxes": Field((self._shapes, 4), "float32"), "box_labels": Field((self._shapes,), "int32")},
+            "caption": {"caption": Field((), TEXT)},
+            "mask": {"mask": Field((size, size), "uint8")},
+            "segmentation": {"segmentation": Field((size, size), "uint8")},
+        }
+        spec = image_records(self.image_shape)
+        for annotation in self._annotations:
+            spec |= known[annotation]
+        return spec
 
     def __len__(self) -> int:
         return self._train + self._test

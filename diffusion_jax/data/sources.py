@@ -1,11 +1,9 @@
 """What a data set is to the rest of the library, and what happens to a record that cannot be read."""
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 from diffusion_jax.errors import UserError
-
-Record = Mapping[str, Any]
+from diffusion_jax.records import Record, RecordSpec
 
 MAX_BAD_IN_A_ROW = 100
 
@@ -27,6 +25,7 @@ class Source(Protocol):
       num_classes: number of classes; labels are 0 … num_classes − 1.
       class_names: their names, in label order.
       image_shape: (H, W, C) of every image.
+      record_spec: what every record holds.
       identity: one line (name, split, number of images, size, crop) that stays the same from machine to machine and
         changes with the images; it names reference statistics and results.
     """
@@ -34,6 +33,7 @@ class Source(Protocol):
     num_classes: int
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]
+    record_spec: RecordSpec
     identity: str
 
     def __len__(self) -> int:
@@ -44,7 +44,8 @@ class Source(Protocol):
         """Record `index`, 0 ≤ index < len(self).
 
         Returns:
-          `image`: uint8 [H, W, C] in 0 … 255; `label`: int32 scalar.
+          The fields of `record_spec`: `image` uint8 [H, W, C] in 0 … 255 or the moments of its latents; `label`, an
+          int32 scalar, 0 where there are no classes; whatever else the data set knows of the image.
 
         Raises:
           BadImage: the image cannot be decoded.
@@ -63,6 +64,7 @@ class SkipBadImages:
         self.num_classes = source.num_classes
         self.class_names = source.class_names
         self.image_shape = source.image_shape
+        self.record_spec = source.record_spec
         self.identity = source.identity
 
     def __len__(self) -> int:

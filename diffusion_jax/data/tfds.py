@@ -3,9 +3,9 @@
 import numpy as np
 
 from diffusion_jax.data.folder import UNLABELLED
-from diffusion_jax.data.sources import Record
 from diffusion_jax.data.transforms import ImageDecoder
 from diffusion_jax.errors import UserError
+from diffusion_jax.records import Record, RecordSpec, image_records
 
 
 class Tfds:
@@ -52,6 +52,7 @@ class Tfds:
         self.class_names = tuple(label.names) if isinstance(label, tfds.features.ClassLabel) else (UNLABELLED,)
         self.num_classes = len(self.class_names)
         self.image_shape = decode.image_shape
+        self.record_spec: RecordSpec = image_records(self.image_shape)
         self.identity = (
             f"tfds:{builder.info.full_name} split={split} images={len(self)} classes={self.num_classes} {decode}"
         )

@@ -25,6 +25,8 @@ METRIC_NEEDS = {
 LEAST_IMAGES = 2048
 
 
+ProtocolName = Literal["adm", "ldm", "uvit", "clean", "edm"]
+
 DIGITS_METRICS = ("frechet_distance", "class_agreement")
 
 
@@ -50,7 +52,7 @@ class ScoringConfig:
     """
 
     reference: str | None = None
-    protocol: Literal["adm", "ldm", "uvit", "clean", "edm"] | None = None
+    protocol: ProtocolName | None = None
     metrics: tuple[str, ...] | None = None
     inception_weights: str | None = None
     dinov2_weights: str | None = None

@@ -34,6 +34,11 @@ BACKBONES: Mapping[str, Any] = {
 }
 
 
+def make_backbone(name: str, key: jax.Array, **options: Any) -> Any:
+    """A backbone at initialisation; `key` decides its weights, the other arguments are those of `abstract_backbone`."""
+    return BACKBONES[name](**options, rngs=nnx.Rngs(key))
+
+
 def abstract_backbone(
     name: str,
     *,
@@ -58,11 +63,8 @@ def abstract_backbone(
       UserError: as the constructor does.
     """
 
-    def make(key: jax.Array) -> Any:
-        context = {"input_shape": input_shape, "out_channels": out_channels, "conditioning": conditioning}
-        return BACKBONES[name](**context, **options, rngs=nnx.Rngs(key))
-
-    return jax.eval_shape(make, jax.random.key(0))
+    context = {"input_shape": input_shape, "out_channels": out_channels, "conditioning": conditioning}
+    return jax.eval_shape(lambda key: make_backbone(name, key, **context, **options), jax.random.key(0))
 
 
 def backbone_macs(backbone: Any, input_shape: tuple[int, int, int], conditioning: ConditioningSpec) -> int:

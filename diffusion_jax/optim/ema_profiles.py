@@ -5,7 +5,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +16,20 @@ from diffusion_jax.errors import UserError
 Tree = TypeVar("Tree")
 
 
-class EMAProfile(Protocol):
-    """A rule for the decay of a running average."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EMAProfile:
+    """A rule for the decay of a running average.
+
+    Attributes:
+      encoder: whether the average is of the condition's encoder too, where one is trained with the network; False
+        takes the encoder's raw weights, as LDM does.
+    """
+
+    encoder: bool = True
 
     def decay(self, step: jax.Array) -> jax.Array:
         """The decay a of θ̄ ← a θ̄ + (1 − a) θ at update `step`, scalar float32; `step` counts from 1."""
-        ...
+        raise NotImplementedError
 
 
 def _check_unit(name: str, value: float) -> None:
@@ -30,7 +38,7 @@ def _check_unit(name: str, value: float) -> None:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ConstantEMA:
+class ConstantEMA(EMAProfile):
     """One decay throughout (Ho et al. 2020).
 
     Attributes:
@@ -47,7 +55,7 @@ class ConstantEMA:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class WarmupEMA:
+class WarmupEMA(EMAProfile):
     """min(max_decay, (1 + k)/(10 + k)) at update k (the LDM code).
 
     Attributes:
@@ -65,7 +73,7 @@ class WarmupEMA:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class InverseGammaEMA:
+class InverseGammaEMA(EMAProfile):
     """min(max_decay, 1 − (1 + k/γ)^{−p}) (k-diffusion).
 
     Attributes:
@@ -89,7 +97,7 @@ class InverseGammaEMA:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class HalfLifeEMA:
+class HalfLifeEMA(EMAProfile):
     """½^{batch/H}, H images or a share r of the images seen so far, whichever is less (Karras et al. 2022).
 
     Attributes:
@@ -116,7 +124,7 @@ class HalfLifeEMA:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PowerEMA:
+class PowerEMA(EMAProfile):
     """The power-function profile: weights ∝ τ^γ, a width that is a fixed share of the run (Karras et al. 2024, eq. 1).
 
     Attributes:

@@ -10,14 +10,14 @@ from diffusion_jax.parallel.mesh import batch_parts
 from diffusion_jax.parallel.topology import GIB, Topology
 from diffusion_jax.planning.bounds import Bound
 from diffusion_jax.planning.programs import device_bytes
-from diffusion_jax.training.diffusion_stage import DiffusionStage
+from diffusion_jax.training.diffusion_stage import DenoisingStage
 
 # Shares of a chip's memory or of the model that are worth a word.
 MUCH = 0.25
 LITTLE = 0.05
 
 
-def advice(stage: DiffusionStage, topology: Topology, bound: Bound) -> Iterator[str]:
+def advice(stage: DenoisingStage, topology: Topology, bound: Bound) -> Iterator[str]:
     """One sentence for each thing that a better config would not suffer.
 
     Args:

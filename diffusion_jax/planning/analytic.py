@@ -13,7 +13,8 @@ from diffusion_jax.parallel.collectives import BETWEEN_SLICES, Collective
 from diffusion_jax.parallel.mesh import MeshConfig, batch_parts, make_mesh
 from diffusion_jax.parallel.topology import Topology
 from diffusion_jax.planning.programs import frozen_networks, train_batch
-from diffusion_jax.training.diffusion_stage import DiffusionStage
+from diffusion_jax.training.diffusion_stage import DenoisingStage
+from diffusion_jax.training.diffusion_step import training_loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +33,7 @@ def absent_gpus(topology: Topology) -> list[AbsentGPU]:
     return [AbsentGPU(index, index // topology.slice_chips) for index in range(topology.num_chips)]
 
 
-def step_macs(stage: DiffusionStage) -> int:
+def step_macs(stage: DenoisingStage) -> int:
     """Multiply-adds of a train step, the first stage's and those of recomputation included."""
 
     def plain(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
@@ -42,7 +43,7 @@ def step_macs(stage: DiffusionStage) -> int:
     return count_macs(stage.make_step(), *jax.tree.map(plain, arguments))
 
 
-def kept_activations(stage: DiffusionStage) -> int:
+def kept_activations(stage: DenoisingStage) -> int:
     """Bytes on each device of what the forward pass keeps for the backward pass, by the model's `remat` policy.
 
     The compiler may keep less, where it recomputes cheap things, and needs work space beside it.
@@ -51,10 +52,10 @@ def kept_activations(stage: DiffusionStage) -> int:
     rows = stage.train.batch_size // stage.train.microbatches // batch_parts(stage.mesh)
 
     def residuals(model: Any, x0: jax.Array, cond: Any, step: jax.Array, index: jax.Array) -> Any:
-        history = system.timesteps.init(system.path) if system.timesteps else None
+        history = system.initial_history()
 
         def loss(model: Any) -> jax.Array:
-            return system.training_loss(model, x0, cond, step, index, history)[0].mean()
+            return training_loss(system, model, x0, cond, step, index, history)[0].mean()
 
         return jax.vjp(loss, model)[1]
 
@@ -71,7 +72,7 @@ def kept_activations(stage: DiffusionStage) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept) if leaf.shape not in shapes)
 
 
-def gradient_collectives(stage: DiffusionStage, topology: Topology) -> list[Collective]:
+def gradient_collectives(stage: DenoisingStage, topology: Topology) -> list[Collective]:
     """What data and fsdp axes need at least in a step; the traffic of a tensor axis is not counted.
 
     Parameters split over fsdp are gathered in the forward and in the backward pass and their gradients summed onto the

@@ -10,7 +10,7 @@ def planned_facts(data: DataConfig, conditioned: bool, num_classes: int | None) 
 
     Args:
       data: the `data` section.
-      conditioned: whether the model is told classes.
+      conditioned: whether the model reads labels.
       num_classes: number of classes K; None takes what TFDS declares of `tfds:NAME`, counts the classes of data that
         are there, and needs none for a model without condition.
 

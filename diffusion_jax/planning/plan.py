@@ -27,7 +27,8 @@ from diffusion_jax.planning.programs import (
     train_batch,
     train_program,
 )
-from diffusion_jax.training.diffusion_stage import DiffusionStage
+from diffusion_jax.runs.kinds import kind_of
+from diffusion_jax.training.diffusion_stage import ClassifierStage, DenoisingStage, DiffusionStage
 
 # Pairs of compilations to find the largest batch; were memory linear in the batch, one would do.
 ROUNDS = 3
@@ -187,11 +188,12 @@ class Planner:
         self.compiles = topology.chip.platform == "tpu"
         self.devices: Sequence[Any] = absent_devices(topology) if self.compiles else absent_gpus(topology)
 
-    def stage(self, batch_size: int, **train: Any) -> DiffusionStage:
+    def stage(self, batch_size: int, **train: Any) -> DenoisingStage:
         """The stage of the config's run with another batch."""
         sections = self.config.to_dict()
         sections["train"] |= {"batch_size": batch_size, **train}
-        return DiffusionStage(ml_collections.ConfigDict(sections), self.facts, self.devices)
+        kind = ClassifierStage if kind_of(sections).name == "classifier" else DiffusionStage
+        return kind(ml_collections.ConfigDict(sections), self.facts, self.devices)
 
     def plan(self, batch_size: int | None = None, mfu: float = 0.4, sampler: bool = True, largest: bool = True) -> Plan:
         """Makes the plan.
@@ -225,7 +227,7 @@ class Planner:
                 program = train_program(stage)
                 training = workers.submit(compile_program, program, self.thorough)
                 doubled = workers.submit(self.compile_step, 2 * batch_size) if largest else None
-                if sampler and not stage.system.classifies:
+                if sampler and isinstance(stage, DiffusionStage):
                     drawn = sample_program(stage)
                     drawing = workers.submit(compile_program, drawn, self.thorough)
                 compiled = training.result()
@@ -234,7 +236,7 @@ class Planner:
                 if doubled:
                     known = {batch_size // unit: compiled, 2 * batch_size // unit: doubled.result()}
                     found = self.largest_batch(unit, known, workers)
-                if drawing:
+                if drawing and isinstance(stage, DiffusionStage):
                     sampled = self.sample_plan(stage, drawn, drawing.result())
         else:
             trained = self.analytic_plan(stage)
@@ -256,7 +258,7 @@ class Planner:
         )
         return dataclasses.replace(result, seconds=time.perf_counter() - start)
 
-    def compiled_plan(self, stage: DiffusionStage, program: Program, compiled: Compiled) -> TrainPlan:
+    def compiled_plan(self, stage: DenoisingStage, program: Program, compiled: Compiled) -> TrainPlan:
         """The plan of a step that was compiled."""
         memory = self.memory(stage, compiled.peak_bytes)
         if program.macs is None:
@@ -272,7 +274,7 @@ class Planner:
             compile_seconds=compiled.seconds,
         )
 
-    def analytic_plan(self, stage: DiffusionStage) -> TrainPlan:
+    def analytic_plan(self, stage: DenoisingStage) -> TrainPlan:
         """The plan of a step of which only shapes are known."""
         macs = stage.train.batch_size * step_macs(self.stage(1, microbatches=1))
         collectives: list[Collective] = gradient_collectives(stage, self.topology)
@@ -301,7 +303,7 @@ class Planner:
             compile_seconds=compiled.seconds,
         )
 
-    def memory(self, stage: DiffusionStage, peak_bytes: float | None) -> Memory:
+    def memory(self, stage: DenoisingStage, peak_bytes: float | None) -> Memory:
         """The parts of a chip's memory; without a peak, the work space is gradients and kept activations."""
         state = stage.abstract_state()
         parts = {

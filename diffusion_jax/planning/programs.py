@@ -15,8 +15,9 @@ from diffusion_jax.models.macs import count_macs
 from diffusion_jax.parallel.collectives import Collective, read_collectives
 from diffusion_jax.parallel.create import shardings_of
 from diffusion_jax.parallel.mesh import batch_parts, batch_sharding, replicated
+from diffusion_jax.records import Field
 from diffusion_jax.sampling.generation import make_sample_function
-from diffusion_jax.training.diffusion_stage import DiffusionStage
+from diffusion_jax.training.diffusion_stage import DenoisingStage, DiffusionStage
 
 # Seconds instead of minutes for a first stage's convolutions, for about 1 % more memory. JAX 0.10 has the first option,
 # later versions the second.
@@ -72,27 +73,28 @@ def device_bytes(tree: Any) -> int:
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def frozen_networks(stage: DiffusionStage) -> Any:
-    """The first stage without its weights, a copy on each device."""
+def frozen_networks(stage: DenoisingStage) -> Any:
+    """The frozen networks without their weights, a copy on each device."""
     everywhere = replicated(stage.mesh)
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
-        stage.system.first_stage.abstract(),
+        stage.system.abstract_frozen(),
     )
 
 
-def train_batch(stage: DiffusionStage) -> dict[str, jax.ShapeDtypeStruct]:
-    """A batch as the training loop feeds it: images, or the moments that a cache holds in their place."""
+def train_batch(stage: DenoisingStage) -> dict[str, jax.ShapeDtypeStruct]:
+    """A batch as the training loop feeds it: images or the moments of a cache, and the arrays of the conditioner."""
     rows, data, sharding = stage.train.batch_size, stage.data, batch_sharding(stage.mesh)
 
     def array(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=sharding)
 
-    batch = {"label": array((), jnp.int32)}
+    spec = stage.system.conditioner.array_spec
+    batch = {name: array(field.shape, jnp.dtype(field.dtype)) for name, field in spec.items()}
     if not data.name.startswith("cache:"):
         return {**batch, "image": array((data.image_size, data.image_size, data.channels), jnp.uint8)}
     images = jax.ShapeDtypeStruct((1, data.image_size, data.image_size, data.channels), jnp.float32)
-    first_stage = stage.system.first_stage.abstract()
+    first_stage = stage.system.autoencoder.abstract()
     posterior = jax.eval_shape(lambda first_stage, images: first_stage.posterior(images), first_stage, images)
     for name in (name for name in MOMENTS if name in posterior):
         batch[name] = array(posterior[name].shape[1:], posterior[name].dtype)
@@ -101,7 +103,7 @@ def train_batch(stage: DiffusionStage) -> dict[str, jax.ShapeDtypeStruct]:
     return batch
 
 
-def train_program(stage: DiffusionStage) -> Program:
+def train_program(stage: DenoisingStage) -> Program:
     """The train step of a run."""
     state = stage.abstract_state()
     out_shardings = (shardings_of(state), replicated(stage.mesh))
@@ -114,15 +116,18 @@ def sample_program(stage: DiffusionStage) -> Program:
     """What draws one batch of samples."""
     system, mesh = stage.system, stage.mesh
     rows = system.sample.batch_size * batch_parts(mesh)
-    row = jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=batch_sharding(mesh))
+    spec = {"index": Field((), "int32"), **system.conditioner.array_spec}
     draw = jax.jit(make_sample_function(system, mesh), out_shardings=batch_sharding(mesh))
-    batch = {"label": row, "index": row, "known": None}
+    batch = {
+        name: jax.ShapeDtypeStruct((rows, *field.shape), jnp.dtype(field.dtype), sharding=batch_sharding(mesh))
+        for name, field in spec.items()
+    }
     seed = jax.ShapeDtypeStruct((), jnp.uint32, sharding=replicated(mesh))
     arguments = (stage.abstract_state().ema, None, None, frozen_networks(stage), batch, seed)
     return _program(draw, stage, arguments, rows * stage.data.image_size**2 * stage.data.channels)
 
 
-def _program(function: Any, stage: DiffusionStage, arguments: tuple[Any, ...], output_bytes: int) -> Program:
+def _program(function: Any, stage: DenoisingStage, arguments: tuple[Any, ...], output_bytes: int) -> Program:
     with jax.set_mesh(stage.mesh):
         with attention_kernel(stage.attention):
             traced = function.trace(*arguments)

@@ -1,79 +1,89 @@
-"""Opening the checkpoint of a run in order to sample from it."""
+"""Opening the checkpoint of a run that trained a diffusion model or a classifier."""
 
-import contextlib
-import pathlib
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
 import jax
 from jax.sharding import Mesh
 
-from diffusion_jax import config as config_lib
 from diffusion_jax.errors import UserError
+from diffusion_jax.models.frozen import Frozen
 from diffusion_jax.parallel.mesh import make_mesh, replicated
-from diffusion_jax.runs.checkpoints import Checkpoints
-from diffusion_jax.training.diffusion_state import abstract_state
-from diffusion_jax.runs.system import (SCHEMA, System)
-from diffusion_jax.data.facts import DatasetFacts
+from diffusion_jax.runs.folder import RunFolder, read_metadata
+from diffusion_jax.runs.kinds import KINDS, Kind
+from diffusion_jax.runs.metadata import RunMetadata
+from diffusion_jax.runs.system import ClassifierSystem, DiffusionSystem
 
-BEST = "best"
-"""The folder of a run that holds its best checkpoint."""
+Params = Literal["ema", "raw"]
 
 
-@contextlib.contextmanager
-def open_checkpoints(workdir: str | pathlib.Path, step: str) -> Iterator[tuple[Checkpoints, int]]:
-    """The checkpoints of a run that a step names, and the step as a number.
+class Restored(NamedTuple):
+    """A trained network and the parts of its run.
 
-    Args:
-      workdir: the run's folder.
-      step: "latest", "best" (by `evaluate.best`), or a step number.
-
-    Raises:
-      UserError: no such run or checkpoint.
+    Attributes:
+      system: the parts.
+      mesh: the mesh that the weights lie on.
+      model: the network with its weights.
+      frozen: the frozen networks.
+      step: of the checkpoint.
+      metadata: what the checkpoint says beside its arrays.
     """
-    if not pathlib.Path(workdir, "checkpoints").is_dir():
-        raise UserError(f"--workdir {workdir}: there is no run (no checkpoints folder in it)")
-    best = step == "best"
-    if best and not pathlib.Path(workdir, BEST).is_dir():
-        raise UserError(f"--step best: {workdir} has none; train with train.eval_every and evaluate.best set")
-    checkpoints = Checkpoints(workdir, folder=BEST if best else "checkpoints", read_only=True)
-    try:
-        yield checkpoints, checkpoints.choose("latest" if best else step)
-    finally:
-        checkpoints.close()
+
+    system: Any
+    mesh: Mesh
+    model: Any
+    frozen: Frozen
+    step: int
+    metadata: RunMetadata
 
 
-def restore_for_sampling(
-    workdir: str | pathlib.Path, step: str = "latest", overrides: Sequence[str] = (), mesh: Mesh | None = None
-) -> tuple[System, Mesh, Any, Any]:
+def restore(
+    folder: RunFolder,
+    step: str | int = "latest",
+    overrides: Sequence[str] = (),
+    mesh: Mesh | None = None,
+    kind: Kind = KINDS["diffusion"],
+    params: Params | None = None,
+    place: str = "--workdir",
+) -> Restored:
     """Reads the config and the weights of a checkpoint; neither the data nor the training mesh is needed.
 
     Args:
-      workdir: the run's folder.
+      folder: the run.
       step: "latest", "best" or a step number.
       overrides: `--config.section.key=value` arguments that change the stored config; its section `mesh`, which was
         that of the training, is left out first.
       mesh: where to put the weights; None takes that of the overrides, by default all devices along "data".
-
-    Returns:
-      The system, the mesh, the backbone with the weights that `sample.params` names, and the first stage.
+      kind: what the run must have trained, a diffusion model or a classifier.
+      params: the averaged or the raw weights; None takes those that `sample.params` names, the average for a classifier.
+      place: the flag or key that named the run, for messages.
 
     Raises:
-      UserError: no such run or checkpoint, or an override that does not fit.
+      UserError: no such run or checkpoint, a run of another kind, or an override that does not fit.
     """
-    with open_checkpoints(workdir, step) as (checkpoints, chosen):
-        stored = checkpoints.metadata(chosen)
-        if "discriminator" in stored["config"]:
-            raise UserError(
-                f"--workdir {workdir}: this run trained a first stage, not a diffusion model; train one with "
-                f"autoencoder.weights={workdir}"
-            )
-        config = config_lib.override(stored["config"] | {"mesh": {}}, overrides, SCHEMA)
-        system = System(config, DatasetFacts.from_json(stored["data"]))
-        mesh = mesh or make_mesh(system.build("mesh"))
-        optimizer, _ = system.build("optimizer")
-        abstract = abstract_state(system, optimizer, mesh)
-        field = "ema" if system.sample.params == "ema" else "model"
-        model = checkpoints.read(chosen, {field: abstract.model})[field]
-    first_stage = jax.device_put(system.load_first_stage(), replicated(mesh))
-    return system, mesh, model, first_stage
+    with folder.open(step, place) as (checkpoints, chosen):
+        metadata = read_metadata(checkpoints, chosen)
+        check_kind(metadata, kind, folder, place)
+        config = metadata.complete_config(overrides, mesh={})
+        system = kind.system(config, metadata.facts)
+        assert isinstance(system, DiffusionSystem | ClassifierSystem)
+        mesh = mesh or make_mesh(system.mesh_config)
+        if params is None:
+            params = system.sample.params if isinstance(system, DiffusionSystem) else "ema"
+        field = "ema" if params == "ema" else "model"
+        model = checkpoints.read(chosen, {field: system.sharded_model(mesh)})[field]
+    frozen = jax.device_put(system.load_frozen(), replicated(mesh))
+    return Restored(system, mesh, model, frozen, chosen, metadata)
+
+
+def check_kind(metadata: RunMetadata, kind: Kind, folder: RunFolder, place: str) -> None:
+    """Raises a `UserError` unless a run is of a kind."""
+    found = metadata.kind
+    if found is kind:
+        return
+    remedy = {
+        "first_stage": f"train one with autoencoder.weights={folder}",
+        "classifier": "name it as --classifier-workdir",
+        "diffusion": "name it as --guide-workdir or --workdir",
+    }[found.name]
+    raise UserError(f"{place} {folder}: this run trained {found.trains}, not {kind.trains}; {remedy}")

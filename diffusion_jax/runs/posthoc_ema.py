@@ -1,25 +1,21 @@
 """Post-hoc EMA on disk: from a run's snapshots to a run folder with an average of another width."""
 
-import pathlib
 from typing import Any
 
 import jax
 
-from diffusion_jax import config as config_lib
 from diffusion_jax.errors import UserError
-from diffusion_jax.parallel.mesh import MeshConfig, make_mesh
-from diffusion_jax.runs.checkpoints import Checkpoints
 from diffusion_jax.optim.ema_profiles import PowerEMA, Snapshot, posthoc_average, posthoc_weights
-from diffusion_jax.training.diffusion_state import abstract_state
-from diffusion_jax.runs.system import (SCHEMA, System)
-from diffusion_jax.data.facts import DatasetFacts
+from diffusion_jax.parallel.mesh import MeshConfig, make_mesh
+from diffusion_jax.runs.folder import RunFolder, read_metadata
+from diffusion_jax.runs.system import System
 
 
-def reconstruct(workdir: pathlib.Path, out: pathlib.Path, sigma_rel: float, step: str) -> None:
+def reconstruct(folder: RunFolder, out: RunFolder, sigma_rel: float, step: str) -> None:
     """Combines the snapshots of a run up to a step into one average (Karras et al. 2024, algorithm 3).
 
     Args:
-      workdir: the run.
+      folder: the run.
       out: the run folder to make; its checkpoint has the one item `ema`.
       sigma_rel: relative width of the average.
       step: "latest" or the step of a snapshot.
@@ -28,29 +24,28 @@ def reconstruct(workdir: pathlib.Path, out: pathlib.Path, sigma_rel: float, step
       UserError: no snapshots, no such step, a width without a profile, or `out` already holds checkpoints.
     """
     PowerEMA(sigma_rel=sigma_rel)
-    if not (workdir / "snapshots").is_dir():
+    if not folder.has_snapshots:
         raise UserError(
-            f"{workdir}: no snapshots; train with --config.train.ema_widths and --config.train.snapshot_every"
+            f"{folder}: no snapshots; train with --config.train.ema_widths and --config.train.snapshot_every"
         )
-    snapshots = Checkpoints(workdir, folder="snapshots", read_only=True)
+    snapshots = folder.snapshots(read_only=True)
     chosen = snapshots.choose(step)
-    metadata = snapshots.metadata(chosen)
-    config = config_lib.complete(metadata["config"], SCHEMA)
-    system = System(config, DatasetFacts.from_json(metadata["data"]))
-    optimizer, _ = system.build("optimizer")
-    abstract = abstract_state(system, optimizer, make_mesh(MeshConfig(), jax.local_devices()[:1]))
+    metadata = read_metadata(snapshots, chosen)
+    system = metadata.kind.system(metadata.complete_config(), metadata.facts)
+    assert isinstance(system, System), "a first stage has no snapshots"
+    model = system.sharded_model(make_mesh(MeshConfig(), jax.local_devices()[:1]))
 
     widths = system.train.ema_widths
     stored = [Snapshot(time, width) for time in snapshots.steps() if time <= chosen for width in widths]
     weights = posthoc_weights(stored, Snapshot(chosen, sigma_rel))
 
     def load(i: int) -> Any:
-        return snapshots.read(int(stored[i].time), {str(stored[i].sigma_rel): abstract.model})[str(stored[i].sigma_rel)]
+        return snapshots.read(int(stored[i].time), {str(stored[i].sigma_rel): model})[str(stored[i].sigma_rel)]
 
     average = posthoc_average(weights, load)
-    checkpoints = Checkpoints(out)
+    checkpoints = out.checkpoints()
     if checkpoints.steps():
         raise UserError(f"--out {out}: checkpoints are already there; use another folder")
-    provenance = {"workdir": str(workdir), "sigma_rel": sigma_rel, "snapshots": len(stored)}
-    checkpoints.save(chosen, {"ema": average}, {**metadata, "posthoc_ema": provenance})
+    provenance = {"workdir": str(folder), "sigma_rel": sigma_rel, "snapshots": len(stored)}
+    checkpoints.save(chosen, {"ema": average}, metadata.with_more(posthoc_ema=provenance).to_json())
     checkpoints.close()

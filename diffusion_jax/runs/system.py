@@ -1,118 +1,64 @@
 """From a config to the parts it names: the one place where data, models and diffusion meet."""
 
-import dataclasses
-from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 from flax import nnx
+from jax.sharding import Mesh
 
 from diffusion_jax import keys
 from diffusion_jax.autoencoding.fingerprint import check_encoder
 from diffusion_jax.config import Schema
+from diffusion_jax.data import DataConfig
 from diffusion_jax.data.facts import DatasetFacts
-from diffusion_jax.data import DataConfig, LatentCache, Source
 from diffusion_jax.diffusion.guidance import ClassifierFreeGuidance
 from diffusion_jax.diffusion.importance_sampling import LossHistory, LossSecondMoment
-from diffusion_jax.diffusion.losses import LOSSES, ClassificationLoss, LearnedUncertainty, RepresentationAlignment
-from diffusion_jax.diffusion.paths import PATHS
+from diffusion_jax.diffusion.losses import LearnedUncertainty, LossBase, RepresentationAlignment
+from diffusion_jax.diffusion.paths import DiscretePath, Path
 from diffusion_jax.diffusion.predictions import Prediction
-from diffusion_jax.diffusion.samplers import SAMPLERS, check_sampling
+from diffusion_jax.diffusion.samplers import Sampler, check_sampling
 from diffusion_jax.diffusion.transforms import Transform, clip, dynamic_threshold, snap_to_codebook
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation.settings import EvaluateConfig
-from diffusion_jax.models.backbones import BACKBONES, backbone_macs
+from diffusion_jax.models.autoencoder.first_stage import FirstStage, Identity, KLConfig, VQConfig
+from diffusion_jax.models.backbones import backbone_macs
+from diffusion_jax.models.conditioning.conditioners import Conditioner
 from diffusion_jax.models.conditioning.encoders import Conditioned
-from diffusion_jax.models.conditioning.conditioners import CONDITIONERS, Conditioner
-from diffusion_jax.models.autoencoder.first_stage import FIRST_STAGES
-from diffusion_jax.models.unet.noisy_classifier import NoisyClassifier
+from diffusion_jax.models.frozen import Frozen
+from diffusion_jax.optim.ema_profiles import EMAProfile, PowerEMA
+from diffusion_jax.parallel.create import sharded_shapes
 from diffusion_jax.parallel.mesh import MeshConfig
-from diffusion_jax.schema import Section
-from diffusion_jax.optim.ema_profiles import EMA_PROFILES, EMAProfile, PowerEMA
+from diffusion_jax.parallel.partition import PartitionRules
+from diffusion_jax.records import check_fields
+from diffusion_jax.runs.schemas import CLASSIFIER_SCHEMA, DIFFUSION_SCHEMA
 from diffusion_jax.runs.trained_first_stage import as_trained, load_first_stage
-from diffusion_jax.optim.optimizer import OPTIMIZERS
 from diffusion_jax.sections import SampleConfig, TrainConfig
-
-MODELS: Mapping[str, Callable[..., Any]] = {**BACKBONES, "noisy_classifier": NoisyClassifier}
-"""What can be trained, by the `name` of the config section `model`."""
-
-
-def uniform() -> None:
-    """Leaves the draw of timesteps to the loss's own law."""
-
-
-TIMESTEPS: Mapping[str, Callable[..., LossSecondMoment | None]] = {
-    "uniform": uniform,
-    "loss_second_moment": LossSecondMoment,
-}
-"""Timestep samplers by the `name` of the config section `timesteps`."""
-
-
-def no_alignment() -> None:
-    """Trains by the loss alone."""
-
-
-ALIGNMENTS: Mapping[str, Callable[..., RepresentationAlignment | None]] = {
-    "none": no_alignment,
-    "repa": RepresentationAlignment,
-}
-"""Alignments with features of the images by the `name` of the config section `alignment`."""
-
-GUIDANCES = {"cfg": ClassifierFreeGuidance}
-
-
-SCHEMA: Schema = {
-    "data": Section(DataConfig),
-    "conditioner": Section(CONDITIONERS, frozenset({"num_classes"})),
-    "autoencoder": Section(FIRST_STAGES),
-    "model": Section(
-        MODELS,
-        frozenset({"input_shape", "out_channels", "conditioning", "num_classes", "rngs"}),
-        importable=nnx.Module,
-    ),
-    "path": Section(PATHS),
-    "prediction": Section(Prediction),
-    "loss": Section(LOSSES),
-    "timesteps": Section(TIMESTEPS, default="uniform"),
-    "alignment": Section(ALIGNMENTS, default="none"),
-    "optimizer": Section(OPTIMIZERS),
-    "ema": Section(EMA_PROFILES, frozenset({"batch_size"})),
-    "train": Section(TrainConfig),
-    "sampler": Section(SAMPLERS),
-    "guidance": Section(GUIDANCES),
-    "sample": Section(SampleConfig),
-    "evaluate": Section(EvaluateConfig),
-    "mesh": Section(MeshConfig),
-}
-"""Every section of a config."""
-
-
 
 
 class System:
-    """The parts of a run, built and checked against each other.
+    """The parts that the training of a diffusion model and of a classifier share, checked against each other.
 
     Args:
-      config: a complete config.
+      config: a complete config of the schema of the class.
       facts: what is known of the data.
 
     Raises:
       UserError: parts that do not fit together, or values out of range.
     """
 
+    schema: ClassVar[Schema]
+
     def __init__(self, config: ml_collections.ConfigDict, facts: DatasetFacts):
         self.config = config
         self.facts = facts
         self.train: TrainConfig = self.build("train")
         self.data: DataConfig = self.build("data")
-        self.sample: SampleConfig = self.build("sample")
-        self.evaluate: EvaluateConfig = self.build("evaluate")
-        self.path = self.build("path")
+        self.mesh_config: MeshConfig = self.build("mesh")
+        self.path: Path = self.build("path")
         self.prediction: Prediction = self.build("prediction")
-        self.loss = self.build("loss")
+        self.loss: LossBase = self.build("loss")
         self.loss.check(self.path, self.prediction)
         self.timesteps: LossSecondMoment | None = self.build("timesteps")
         if self.timesteps and self.path.chain_length is None:
@@ -120,80 +66,50 @@ class System:
                 f"timesteps '{config.timesteps.name}' counts losses by timestep; path '{config.path.name}' has none: "
                 "use a discrete path, or timesteps 'uniform'"
             )
-        self.alignment: RepresentationAlignment | None = self.build("alignment")
-        if self.alignment:
-            self.check_alignment()
+        self.alignment: RepresentationAlignment | None = None
         self.ema: EMAProfile = self.build("ema", batch_size=self.train.batch_size)
         self.tracks = tuple(PowerEMA(sigma_rel=width) for width in self.train.ema_widths)
-        self.sampler = self.build("sampler")
-        self.guidance = self.build("guidance")
-        check_sampling(self.sampler, self.path, self.prediction)
-        first, last = self.sampler.times(self.path)[[0, -1]]
-        if first < last:
-            raise UserError(
-                f"sampler '{config.sampler.name}' walks from data to noise and samples are drawn from noise: take "
-                "another for sampler.name, such as 'ddim'"
-            )
         self.conditioner: Conditioner = self.build("conditioner", num_classes=facts.num_classes)
-        if self.guidance.cfg_scale != 1 and not self.conditioner.has_null:
-            raise UserError(
-                f"guidance.cfg_scale={self.guidance.cfg_scale} needs a null condition and conditioner "
-                f"'{config.conditioner.name}' as configured trains none: set guidance.cfg_scale=1, or train a class "
-                "conditioner with label_drop above 0"
-            )
-        if self.classifies and (self.conditioner.has_null or "label" not in self.conditioner.spec.parts):
-            raise UserError(
-                "loss 'classification' needs the label of every image: set conditioner.name='class' and "
-                "conditioner.label_drop=0"
-            )
-        model = SCHEMA["model"].constructor("model", config.model)
-        if getattr(model, "classifies", False) != self.classifies:
-            raise UserError(
-                f"model '{config.model.name}' and loss '{config.loss.name}' do not fit: loss 'classification' trains a "
-                "noisy_classifier, the other losses train the other models"
-            )
-        self.first_stage = as_trained(self.build("autoencoder"))
-        if self.sample.transform == "codebook" and not hasattr(type(self.first_stage.abstract()), "codebook"):
-            raise UserError(
-                f"sample.transform='codebook': autoencoder '{config.autoencoder.name}' has no codebook; "
-                "set sample.transform='none'"
-            )
+        self.autoencoder: Identity | KLConfig | VQConfig = as_trained(self.build("autoencoder"))
 
-    def check_alignment(self) -> None:
-        """Raises a `UserError` if the model, the loss or the data cannot be aligned with features."""
-        name = f"alignment '{self.config.alignment.name}'"
-        if not self.config.model.get("repa_depth", 0):
-            raise UserError(
-                f"{name} needs a model with a projector: take model 'dit' and set model.repa_depth, as to 8"
-            )
-        if getattr(self.loss, "learned_uncertainty", False):
-            raise UserError(f"{name} does not go with loss.learned_uncertainty: set it False")
-        if self.data.flip:
-            raise UserError(f"{name} is given features of the images as they are: set data.flip=False")
+    @classmethod
+    def reads(cls, config: ml_collections.ConfigDict) -> tuple[str, ...]:
+        """The fields that a config's conditioner reads of a record beside the image or its latents."""
+        constructor = cls.schema["conditioner"].constructor("conditioner", config["conditioner"])
+        return getattr(constructor, "reads", ())
 
     def build(self, section: str, **context: Any) -> Any:
         """Builds what a section names."""
-        return SCHEMA[section].build(section, self.config[section], **context)
+        return self.schema[section].build(section, self.config[section], **context)
 
-    @property
-    def classifies(self) -> bool:
-        """Whether the run trains a classifier of noisy data in place of a diffusion model."""
-        return isinstance(self.loss, ClassificationLoss)
+    def check_data(self) -> None:
+        """Raises a `UserError` unless the records of the data hold what the run reads of them."""
+        spec = self.facts.record_spec
+        if spec:
+            name = f"conditioner '{self.config.conditioner.name}'"
+            check_fields(name, type(self.conditioner).reads, spec, f"data '{self.config.data.name}'")
+            if self.alignment:
+                name = f"alignment '{self.config.alignment.name}'"
+                check_fields(name, ("features",), spec, f"data '{self.config.data.name}'")
 
     @cached_property
     def latent_shape(self) -> tuple[int, int, int]:
         """(h, w, c) of what the backbone sees."""
-        return self.first_stage.abstract().latent_shape(self.data.image_size, self.data.channels)
+        return self.autoencoder.abstract().latent_shape(self.data.image_size, self.data.channels)
 
     @cached_property
     def abstract_model(self) -> Any:
         """What `init_model` gives, with shapes in place of arrays."""
         return jax.eval_shape(self.init_model)
 
+    def sharded_model(self, mesh: Mesh) -> Any:
+        """What `init_model` gives, with a sharded `jax.ShapeDtypeStruct` for each array."""
+        return sharded_shapes(lambda: {"model": self.init_model()}, self.partition_rules, mesh)["model"]
+
     @property
-    def partition_rules(self) -> Any:
+    def partition_rules(self) -> PartitionRules:
         """How the backbone's parameters split over the mesh."""
-        return getattr(SCHEMA["model"].constructor("model", self.config.model), "partition_rules", ())
+        return getattr(self.schema["model"].constructor("model", self.config.model), "partition_rules", ())
 
     @cached_property
     def macs(self) -> int:
@@ -219,62 +135,83 @@ class System:
             rngs=nnx.Rngs(keys.purpose_key(self.train.seed, "init")),
         )
 
-    def load_first_stage(self) -> Any:
-        """The first stage with its weights, ready to be an argument of compiled functions.
+    def initial_history(self) -> LossHistory | None:
+        """What the timestep sampler remembers before the first step; None for uniform draws."""
+        if self.timesteps is None:
+            return None
+        assert isinstance(self.path, DiscretePath), "checked when the system was built"
+        return self.timesteps.init(self.path)
+
+    def load_frozen(self) -> Frozen:
+        """The frozen networks with their weights, ready to be an argument of compiled functions.
 
         Raises:
           UserError: weights that cannot be read, or others than those that made the latents of a cache.
         """
-        first_stage = self.first_stage.build(load_first_stage, self.train.seed)
+        first_stage: FirstStage = self.autoencoder.build(load_first_stage, self.train.seed)
         if self.facts.encoder is not None:
             check_encoder(first_stage, self.data.image_size, self.facts.encoder, self.data.name)
-        return first_stage
+        return Frozen(first_stage=first_stage, conditioner=self.conditioner.load_networks())
 
-    def training_loss(
-        self,
-        model: Any,
-        x0: jax.Array,
-        cond: Any,
-        step: jax.Array,
-        index: jax.Array,
-        history: LossHistory | None,
-        features: jax.Array | None = None,
-    ) -> tuple[jax.Array, Mapping[str, jax.Array]]:
-        """The loss of a batch.
+    def abstract_frozen(self) -> Frozen:
+        """What `load_frozen` gives, with shapes in place of arrays; no weights are read."""
+        return Frozen(first_stage=self.autoencoder.abstract(), conditioner=self.conditioner.abstract_networks())
 
-        Args:
-          model: the network.
-          x0: [B, h, w, c] latents.
-          cond: their conditions.
-          step: the training step.
-          index: [B] rows of the global batch.
-          history: what the timestep sampler remembers; None draws by the loss's own law.
-          features: [B, N, Z] patch features of the images, for an alignment.
+    def train_flops_per_image(self) -> float:
+        """FLOPs of forward and backward pass through the backbone, per image; a multiply-add is two."""
+        return 3 * 2 * self.macs
 
-        Returns:
-          [B] losses, and the [B] diagnostics of the loss; with a timestep sampler also `unweighted`.
 
-        Raises:
-          UserError: an alignment without features.
-        """
-        key = keys.purpose_key(self.train.seed, "loss", step)
-        sampled = self.timesteps is not None and history is not None
-        if not sampled and self.alignment is None:
-            return self.loss(model, self.path, self.prediction, x0, cond, key, index)
-        time_key, noise_key = jax.random.split(key)
-        if self.timesteps is not None and history is not None:
-            time, weight = self.timesteps.draw(history, time_key, index)
-        else:
-            time, weight = self.loss.draw_time(self.path, time_key, index), jnp.ones(len(index))
-        epsilon = keys.normal(noise_key, index, x0.shape[1:])  # [B, h, w, c]
-        arguments = (model, self.path, self.prediction, x0, cond, time, epsilon)
-        if self.alignment is None:
-            loss, aux = self.loss.at(*arguments)
-        elif features is None:
-            raise UserError(f"alignment '{self.config.alignment.name}' needs batches with 'features' [B, N, Z]")
-        else:
-            loss, aux = self.alignment.at(self.loss, *arguments, features)
-        return weight * loss, {**aux, "unweighted": loss} if sampled else aux
+class DiffusionSystem(System):
+    """The parts of a run that trains a diffusion model, and of what draws its samples; see `System`."""
+
+    schema = DIFFUSION_SCHEMA
+
+    def __init__(self, config: ml_collections.ConfigDict, facts: DatasetFacts):
+        super().__init__(config, facts)
+        self.sample: SampleConfig = self.build("sample")
+        self.evaluate: EvaluateConfig = self.build("evaluate")
+        self.alignment = self.build("alignment")
+        if self.alignment:
+            self.check_alignment()
+        self.sampler: Sampler = self.build("sampler")
+        self.guidance: ClassifierFreeGuidance = self.build("guidance")
+        self.check_sampling()
+        self.check_data()
+
+    def check_alignment(self) -> None:
+        """Raises a `UserError` if the model, the loss or the data cannot be aligned with features."""
+        name = f"alignment '{self.config.alignment.name}'"
+        if not self.config.model.get("repa_depth", 0):
+            raise UserError(
+                f"{name} needs a model with a projector: take model 'dit' and set model.repa_depth, as to 8"
+            )
+        if getattr(self.loss, "learned_uncertainty", False):
+            raise UserError(f"{name} does not go with loss.learned_uncertainty: set it False")
+        if self.data.flip:
+            raise UserError(f"{name} is given features of the images as they are: set data.flip=False")
+
+    def check_sampling(self) -> None:
+        """Raises a `UserError` if no samples can be drawn as the config says."""
+        config = self.config
+        check_sampling(self.sampler, self.path, self.prediction)
+        first, last = self.sampler.times(self.path)[[0, -1]]
+        if first < last:
+            raise UserError(
+                f"sampler '{config.sampler.name}' walks from data to noise and samples are drawn from noise: take "
+                "another for sampler.name, such as 'ddim'"
+            )
+        if self.guidance.cfg_scale != 1 and not self.conditioner.has_null:
+            raise UserError(
+                f"guidance.cfg_scale={self.guidance.cfg_scale} needs a null condition and conditioner "
+                f"'{config.conditioner.name}' as configured trains none: set guidance.cfg_scale=1, or train a class "
+                "conditioner with label_drop above 0"
+            )
+        if self.sample.transform == "codebook" and not isinstance(self.autoencoder, VQConfig):
+            raise UserError(
+                f"sample.transform='codebook': autoencoder '{config.autoencoder.name}' has no codebook; "
+                "set sample.transform='none'"
+            )
 
     def transforms(self, first_stage: Any) -> tuple[Transform, ...]:
         """The corrections of the predicted data that `sample.transform` names, as `diffusion.denoiser` takes them."""
@@ -287,6 +224,19 @@ class System:
                 return (snap_to_codebook(first_stage.codebook),)
         return ()
 
-    def train_flops_per_image(self) -> float:
-        """FLOPs of forward and backward pass through the backbone, per image; a multiply-add is two."""
-        return 3 * 2 * self.macs
+
+class ClassifierSystem(System):
+    """The parts of a run that trains a classifier of noisy data, to guide a diffusion model by; see `System`."""
+
+    schema = CLASSIFIER_SCHEMA
+
+    def __init__(self, config: ml_collections.ConfigDict, facts: DatasetFacts):
+        super().__init__(config, facts)
+        if self.conditioner.has_null or "label" not in self.conditioner.spec.parts:
+            raise UserError(
+                "a classifier needs the label of every image: set conditioner.name='class' and conditioner.label_drop=0"
+            )
+        for name in ("sample_every", "eval_every"):
+            if getattr(self.train, name) is not None:
+                raise UserError(f"train.{name}={getattr(self.train, name)}: a classifier has no samples; set it to None")
+        self.check_data()

@@ -1,7 +1,7 @@
-"""Drawing samples from a trained model: labels and a seed in, uint8 images out."""
+"""Drawing samples from a trained model: requests and a seed in, uint8 images out."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,11 +21,14 @@ from diffusion_jax.diffusion.guidance import Autoguidance
 from diffusion_jax.diffusion.point import Point
 from diffusion_jax.diffusion.samplers import initial_noise, sample
 from diffusion_jax.errors import UserError
+from diffusion_jax.models.frozen import Frozen
 from diffusion_jax.models.layers.attention_kernels import attention_kernel
 from diffusion_jax.parallel.mesh import batch_parts, batch_sharding, local_rows, replicated, split_rows, to_global
 from diffusion_jax.pictures import ROUNDED, Uint8Rule, to_uint8
-from diffusion_jax.runs.system import System
+from diffusion_jax.records import Record
+from diffusion_jax.runs.system import DiffusionSystem
 from diffusion_jax.sampling.known_pixels import KnownPixels
+from diffusion_jax.sampling.requests import batch_arrays
 
 # Images that processes exchange at once; each device holds them all for that time.
 GATHERED = 1024
@@ -59,7 +62,7 @@ NO_GUIDES = Guides()
 
 
 def make_sample_function(
-    system: System, mesh: Mesh, guides: Guides = NO_GUIDES, uint8: Uint8Rule = ROUNDED
+    system: DiffusionSystem, mesh: Mesh, guides: Guides = NO_GUIDES, uint8: Uint8Rule = ROUNDED
 ) -> Callable[..., jax.Array]:
     """Builds the program that draws one batch; the caller compiles it.
 
@@ -70,9 +73,9 @@ def make_sample_function(
       uint8: how pixels in −1 … 1 become uint8.
 
     Returns:
-      A function (model, weaker model or None, classifier or None, first_stage, batch, seed) → [B, H, W, C] uint8. The
-      batch has `label` and `index` [B] int32 and may have `known` pixels; image b depends on (the models, seed, row b
-      of the batch) alone.
+      A function (model, weaker model or None, classifier or None, frozen networks, batch, seed) → [B, H, W, C] uint8.
+      The batch has the arrays of the conditioner, `index` [B] int32, and `label` [B] int32 where a classifier or a
+      similarity guides; it may have `known` pixels. Image b depends on (the models, seed, row b of the batch) alone.
     """
     conditioner, sampler = system.conditioner, system.sampler
 
@@ -80,13 +83,15 @@ def make_sample_function(
         model: Any,
         weak: Any,
         classifier: Any,
-        first_stage: Any,
+        frozen: Frozen,
         batch: dict[str, Any],
         seed: jax.Array,
     ) -> jax.Array:
-        label, index, known = batch["label"], batch["index"], batch.get("known")
-        cond = conditioner(label)
-        guided = system.guidance(model, cond, conditioner.null(label.shape[0]) if conditioner.has_null else None)
+        index, known, first_stage = batch["index"], batch.get("known"), frozen.first_stage
+        arrays = {name: batch[name] for name in conditioner.array_spec}
+        cond = conditioner(arrays, frozen.conditioner)
+        null = conditioner.null(arrays, frozen.conditioner) if conditioner.has_null else None
+        guided = system.guidance(model, cond, null)
         if weak is not None:
             guided = guides.autoguidance(guided, conditional(weak, cond))
         start = keys.purpose_key(seed, "sample_start")
@@ -96,10 +101,10 @@ def make_sample_function(
             transforms = (*transforms, known.transform(first_stage, system.latent_shape))
         denoise = denoiser(guided, system.prediction, transforms)
         if guides.similarity is not None:
-            fit = similarity_of_latents(guides.similarity, first_stage, label)
+            fit = similarity_of_latents(guides.similarity, first_stage, batch["label"])
             denoise = prediction_guidance(denoise, fit, guides.similarity_scale, transforms=transforms)
         if classifier is not None:
-            recognise = log_probability(classifier, label)
+            recognise = log_probability(classifier, batch["label"])
             denoise = classifier_guidance(denoise, recognise, guides.classifier_scale, transforms)
         latents = sample(sampler, system.path, denoise, x, keys.purpose_key(seed, "sample_noise"), index)
         images = decode_in_parts(first_stage, latents, system.data.image_size, mesh, uint8)  # [B, H, W, C]
@@ -167,58 +172,56 @@ class SampleStream:
       UserError: a sampler or guidance that does not fit the model.
 
     Attributes:
-      labelled: whether samples depend on their labels; those of an unconditional model do only where a classifier or
+      conditional: whether samples depend on their requests.
+      labelled: whether they depend on a label; those of an unconditional model do only where a classifier or
         similarity guides it.
     """
 
     def __init__(
         self,
-        system: System,
+        system: DiffusionSystem,
         mesh: Mesh,
         guides: Guides = NO_GUIDES,
         rows: int | None = None,
         known: KnownPixels | None = None,
         uint8: Uint8Rule = ROUNDED,
     ):
-        if system.classifies:
-            raise UserError(
-                "this run trains a classifier, which has no samples of its own: set train.sample_every=None, and name "
-                "the run as the --classifier-workdir of `diffusion-jax sample`"
-            )
-        self.mesh, self.attention = mesh, system.build("mesh").attention
+        self.mesh, self.attention, self.conditioner = mesh, system.mesh_config.attention, system.conditioner
         self.guides, self.known, self.uint8 = guides, known, uint8
-        self.labelled = bool(system.conditioner.spec.parts) or not (
-            guides.classifier is None and guides.similarity is None
-        )
+        self.guided_by_label = guides.classifier is not None or guides.similarity is not None
+        self.labelled = "label" in type(system.conditioner).reads or self.guided_by_label
+        self.conditional = bool(type(system.conditioner).reads) or self.guided_by_label
         self.batch_size = (rows or system.sample.batch_size) * batch_parts(mesh)
         function = make_sample_function(system, mesh, guides, uint8)
         self.draw = jax.jit(function, out_shardings=batch_sharding(mesh))
 
-    def __call__(self, model: Any, first_stage: Any, labels: np.ndarray, seed: int) -> Iterator[np.ndarray]:
+    def __call__(self, model: Any, frozen: Frozen, requests: Sequence[Record], seed: int) -> Iterator[np.ndarray]:
         """Draws sample 0, 1, … in order; all processes must take part and all receive the images.
 
         Args:
           model: the backbone.
-          first_stage: the first stage.
-          labels: [N] integers, the class of each sample.
+          frozen: the frozen networks.
+          requests: what each of the N samples is to show, records without an image.
           seed: of the samples.
 
         Yields:
-          [b, H, W, C] uint8 with b ≤ batch_size, N in all; sample i is a function of (model, labels[i], seed, i).
+          [b, H, W, C] uint8 with b ≤ batch_size, N in all; sample i is a function of (model, requests[i], seed, i).
         """
         rows = local_rows(self.mesh, self.batch_size)
-        for first in range(0, len(labels), self.batch_size):
-            index = np.arange(first, first + self.batch_size, dtype=np.int32)
-            # The last batch is filled up with copies of the last label, and cut again.
-            label = np.asarray(labels, np.int32)[np.minimum(index, len(labels) - 1)]
-            known = self.known.rows(index[rows]) if self.known is not None else None
-            local = {"label": label[rows], "index": index[rows], "known": known}
+        for first in range(0, len(requests), self.batch_size):
+            index = np.arange(first, first + self.batch_size, dtype=np.int32)[rows]
+            known = self.known.rows(index) if self.known is not None else None
+            # The last batch is filled up with copies of the last request, and cut again.
+            wanted = [(i, requests[min(i, len(requests) - 1)]) for i in index.tolist()]
+            local = {**batch_arrays(self.conditioner, wanted, seed), "index": index, "known": known}
+            if self.guided_by_label:
+                local["label"] = np.asarray([record["label"] for _, record in wanted], np.int32)
             batch = to_global(self.mesh, self.batch_size, local)
             with jax.set_mesh(self.mesh), attention_kernel(self.attention):
-                networks = (model, self.guides.weak, self.guides.classifier, first_stage)
+                networks = (model, self.guides.weak, self.guides.classifier, frozen)
                 images = self.draw(*networks, batch, jnp.uint32(seed))  # [batch_size, H, W, C]
             whole = images if images.is_fully_addressable else exchange(self.mesh, images)
-            yield np.asarray(whole)[: len(labels) - first]
+            yield np.asarray(whole)[: len(requests) - first]
 
 
 def exchange(mesh: Mesh, images: jax.Array, most: int = GATHERED) -> np.ndarray:

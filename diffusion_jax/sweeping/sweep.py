@@ -7,7 +7,6 @@ import pathlib
 import runpy
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import ml_collections
@@ -17,12 +16,10 @@ from diffusion_jax.config import OVERRIDE, override, read_config
 from diffusion_jax.data import DataConfig, open_source
 from diffusion_jax.data.facts import DatasetFacts
 from diffusion_jax.errors import UserError
-from diffusion_jax.runs.checkpoints import Checkpoints
-from diffusion_jax.runs.system import System
+from diffusion_jax.runs.folder import LOG, RunFolder, read_metadata
+from diffusion_jax.runs.kinds import kind_of
 from diffusion_jax.sweeping.grid import SweepPoint, names
-from diffusion_jax.training.diffusion_stage import DiffusionStage
-from diffusion_jax.training.loop import check_same_run, stage_of
-from diffusion_jax.training.run_log import LOG
+from diffusion_jax.training.start import check_same_run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,9 +60,8 @@ class PlannedRun:
     @property
     def step(self) -> int:
         """The step of its newest checkpoint, 0 if there is none."""
-        if not (self.workdir / "checkpoints").is_dir():
-            return 0
-        return max(Checkpoints(self.workdir, read_only=True).steps(), default=0)
+        folder = RunFolder(self.workdir)
+        return max(folder.checkpoints(read_only=True).steps(), default=0) if folder.is_run else 0
 
     @property
     def finished(self) -> bool:
@@ -121,9 +117,9 @@ def planned_runs(sweep: Sweep, workdir: pathlib.Path) -> list[PlannedRun]:
         overrides = [f"{OVERRIDE}{key}={value}" for key, value in {**sweep.fixed, **point}.items()]
         folder = workdir / name
         try:
-            config = override(written, overrides, stage_of(written).schema)
-            _check(config, facts(DataConfig(**config.data)))
-            _check_folder(config, folder)
+            config = override(written, overrides, kind_of(written).schema)
+            _check(config, facts(DataConfig(**config.data), kind_of(written).system.reads(config)))
+            _check_folder(config, RunFolder(folder))
         except UserError as error:
             raise UserError(f"run '{name}': {error}") from None
         arguments = (f"--config={sweep.config}", *overrides, f"--workdir={folder}")
@@ -131,23 +127,22 @@ def planned_runs(sweep: Sweep, workdir: pathlib.Path) -> list[PlannedRun]:
     return runs
 
 
-def _facts(data: DataConfig) -> DatasetFacts:
-    return DatasetFacts.of(open_source(data))
+def _facts(data: DataConfig, reads: tuple[str, ...]) -> DatasetFacts:
+    return DatasetFacts.of(open_source(data, reads))
 
 
 def _check(config: ml_collections.ConfigDict, facts: DatasetFacts) -> None:
     """Builds the parts of a run and the shapes of its model; the mesh is left to the machine that trains it."""
-    if stage_of(config) is DiffusionStage:
-        system = System(config, facts)
+    system = kind_of(config).system(config, facts)
+    if isinstance(system, AutoencoderSystem):
+        jax.eval_shape(system.init_state)
+    else:
         system.build("optimizer")
         jax.eval_shape(system.init_model)
-    else:
-        jax.eval_shape(AutoencoderSystem(config, facts).init_state)
 
 
-def _check_folder(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
-    if (folder / "checkpoints").is_dir():
-        checkpoints = Checkpoints(folder, read_only=True)
+def _check_folder(config: ml_collections.ConfigDict, folder: RunFolder) -> None:
+    if folder.is_run:
+        checkpoints = folder.checkpoints(read_only=True)
         if checkpoints.steps():
-            stored: dict[str, Any] = checkpoints.metadata(checkpoints.choose("latest"))["config"]
-            check_same_run(config, stored, folder)
+            check_same_run(config, read_metadata(checkpoints, checkpoints.choose("latest")), folder)

@@ -1,25 +1,27 @@
 """First stages as the training loop sees them."""
 
-import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import ml_collections
+from etils import epath
 
 from diffusion_jax.autoencoding.reconstruction import Reconstructions
 from diffusion_jax.autoencoding.step import AutoencoderState
-from diffusion_jax.autoencoding.system import AUTOENCODER_SCHEMA, AutoencoderSystem
-from diffusion_jax.config import Schema
+from diffusion_jax.autoencoding.system import AutoencoderSystem
+from diffusion_jax.data import BatchContents
 from diffusion_jax.data.facts import DatasetFacts
 from diffusion_jax.models.autoencoder.autoencoder import Autoencoder
 from diffusion_jax.models.autoencoder.discriminator import PatchDiscriminator
-from diffusion_jax.models.autoencoder.lpips import LPIPS
+from diffusion_jax.models.frozen import Frozen
 from diffusion_jax.parallel.create import create_sharded, sharded_shapes
 from diffusion_jax.parallel.mesh import MeshConfig, make_mesh
+from diffusion_jax.runs.folder import RunFolder
+from diffusion_jax.runs.metadata import RunMetadata
 from diffusion_jax.runs.trained_first_stage import LATENTS
 from diffusion_jax.training.run_log import averages
-from diffusion_jax.training.stage import DrawPicture
+from diffusion_jax.training.stage import DrawPicture, Step
 
 
 class AutoencoderStage:
@@ -33,14 +35,13 @@ class AutoencoderStage:
       UserError: parts that do not fit together or the mesh, or values out of range.
     """
 
-    schema: Schema = AUTOENCODER_SCHEMA
-
     def __init__(self, config: ml_collections.ConfigDict, facts: DatasetFacts):
         self.system = AutoencoderSystem(config, facts)
         self.train, self.data, self.facts = self.system.train, self.system.data, facts
         devices: MeshConfig = self.system.build("mesh")
         self.mesh, self.attention = make_mesh(devices), devices.attention
         self.learning_rate = self.system.learning_rate
+        self.contents = BatchContents(("image",))
 
     @cached_property
     def reconstructions(self) -> Reconstructions:
@@ -56,13 +57,13 @@ class AutoencoderStage:
         """See `Stage`."""
         return create_sharded(self.system.init_state, abstract)
 
-    def load_frozen(self) -> LPIPS | None:
+    def load_frozen(self) -> Frozen:
         """See `Stage`."""
-        return self.system.load_lpips()
+        return Frozen(lpips=self.system.load_lpips())
 
-    def make_step(self) -> Callable[..., Any]:
+    def make_step(self) -> Step:
         """See `Stage`."""
-        return self.system.step
+        return lambda state, frozen, batch: self.system.step(state, frozen.lpips, batch)
 
     def summarise(self, metrics: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """The means of the metrics."""
@@ -74,9 +75,13 @@ class AutoencoderStage:
 
     def drawing(self) -> DrawPicture:
         """Draws images and below each its reconstruction by the averaged weights; beside it, the latents' histogram."""
-        return lambda state, lpips, path: self.reconstructions.draw(state.ema, path)
 
-    def evaluation(self, workdir: pathlib.Path) -> "ReconstructionQuality":
+        def draw(state: AutoencoderState, frozen: Frozen, path: epath.Path) -> None:
+            self.reconstructions.draw(state.ema, path)
+
+        return draw
+
+    def evaluation(self, folder: RunFolder) -> "ReconstructionQuality":
         """See `Stage`."""
         return ReconstructionQuality(self.reconstructions)
 
@@ -97,11 +102,9 @@ class ReconstructionQuality:
     def __init__(self, reconstructions: Reconstructions):
         self.reconstructions = reconstructions
 
-    def __call__(
-        self, state: AutoencoderState, step: int, lpips: LPIPS | None, metadata: dict[str, Any]
-    ) -> dict[str, float]:
+    def __call__(self, state: AutoencoderState, step: int, frozen: Frozen, metadata: RunMetadata) -> dict[str, float]:
         """Measures; see `stage.Evaluation`."""
-        return {f"eval/{name}": value for name, value in self.reconstructions.quality(state.ema, lpips).items()}
+        return {f"eval/{name}": value for name, value in self.reconstructions.quality(state.ema, frozen.lpips).items()}
 
     def close(self) -> None:
         """Nothing is being written."""

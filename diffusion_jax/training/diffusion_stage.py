@@ -1,26 +1,30 @@
 """Diffusion models and classifiers of noisy data as the training loop sees them."""
 
-import pathlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import ml_collections
 import numpy as np
+from etils import epath
 
-from diffusion_jax.config import Schema
+from diffusion_jax.data import BatchContents
 from diffusion_jax.data.facts import DatasetFacts
-from diffusion_jax.parallel.mesh import MeshConfig, make_mesh
-from diffusion_jax.runs.system import SCHEMA, System
+from diffusion_jax.data.latents import MIRRORED, MOMENTS
+from diffusion_jax.models.frozen import Frozen
+from diffusion_jax.optim.freezing import freeze
+from diffusion_jax.parallel.mesh import make_mesh
+from diffusion_jax.runs.folder import RunFolder
+from diffusion_jax.runs.system import ClassifierSystem, DiffusionSystem, System
 from diffusion_jax.sampling.grid import draw_grid, grid_stream
 from diffusion_jax.training.diffusion_state import TrainState, abstract_state, new_state
 from diffusion_jax.training.diffusion_step import TIME_BUCKETS, make_train_step
 from diffusion_jax.training.run_log import averages
 from diffusion_jax.training.sample_scores import TrainingEvaluation
-from diffusion_jax.training.stage import DrawPicture
+from diffusion_jax.training.stage import DrawPicture, Evaluation, Step
 
 
-class DiffusionStage:
-    """A `Stage` that trains what the section `model` names; its frozen network is the first stage.
+class DenoisingStage:
+    """What the stages that train on noisy data share; see `Stage`.
 
     Args:
       config: a complete config.
@@ -31,14 +35,18 @@ class DiffusionStage:
       UserError: parts that do not fit together or the mesh, or values out of range.
     """
 
-    schema: Schema = SCHEMA
+    system_class: ClassVar[type[DiffusionSystem] | type[ClassifierSystem]]
 
     def __init__(self, config: ml_collections.ConfigDict, facts: DatasetFacts, devices: Sequence[Any] | None = None):
-        self.system = System(config, facts)
+        self.system: System = self.system_class(config, facts)
         self.train, self.data, self.facts = self.system.train, self.system.data, facts
-        mesh: MeshConfig = self.system.build("mesh")
-        self.mesh, self.attention = make_mesh(mesh, devices), mesh.attention
-        self.optimizer, self.learning_rate = self.system.build("optimizer")
+        self.mesh, self.attention = make_mesh(self.system.mesh_config, devices), self.system.mesh_config.attention
+        optimizer, self.learning_rate = self.system.build("optimizer")
+        self.optimizer = freeze(optimizer, self.train.freeze)
+        moments = [prefix + name for prefix in ("", MIRRORED) for name in MOMENTS]
+        wanted = ("image", *moments, *(("features",) if self.system.alignment else ()))
+        fields = tuple(name for name in wanted if name in facts.record_spec)
+        self.contents = BatchContents(fields, self.system.conditioner.arrays, self.train.seed)
 
     def abstract_state(self) -> TrainState:
         """See `Stage`."""
@@ -48,11 +56,11 @@ class DiffusionStage:
         """See `Stage`."""
         return new_state(self.system, self.optimizer, abstract)
 
-    def load_frozen(self) -> Any:
+    def load_frozen(self) -> Frozen:
         """See `Stage`."""
-        return self.system.load_first_stage()
+        return self.system.load_frozen()
 
-    def make_step(self) -> Callable[..., Any]:
+    def make_step(self) -> Step:
         """See `Stage`."""
         return make_train_step(self.system, self.optimizer, self.mesh)
 
@@ -70,20 +78,40 @@ class DiffusionStage:
         """See `Stage`."""
         return self.system.train_flops_per_image()
 
+    def checkpoint_facts(self, state: TrainState) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+
+class DiffusionStage(DenoisingStage):
+    """A `Stage` that trains a diffusion model; arguments as of `DenoisingStage`."""
+
+    system_class = DiffusionSystem
+    system: DiffusionSystem
+
     def drawing(self) -> DrawPicture:
         """Draws a grid of samples."""
         stream = grid_stream(self.system, self.mesh)
 
-        def draw(state: TrainState, first_stage: Any, path: pathlib.Path) -> None:
-            params = state.ema if self.system.sample.params == "ema" else state.model
-            draw_grid(self.system, stream, params, first_stage, path)
+        def draw(state: TrainState, frozen: Frozen, path: epath.Path) -> None:
+            draw_grid(self.system, stream, state.weights(self.system.sample.params), frozen, path)
 
         return draw
 
-    def evaluation(self, workdir: pathlib.Path) -> TrainingEvaluation:
+    def evaluation(self, folder: RunFolder) -> Evaluation:
         """See `Stage`."""
-        return TrainingEvaluation(self.system, self.mesh, workdir)
+        return TrainingEvaluation(self.system, self.mesh, folder)
 
-    def checkpoint_facts(self, state: TrainState) -> dict[str, Any]:
-        """Nothing."""
-        return {}
+
+class ClassifierStage(DenoisingStage):
+    """A `Stage` that trains a classifier, which draws no samples; arguments as of `DenoisingStage`."""
+
+    system_class = ClassifierSystem
+
+    def drawing(self) -> DrawPicture:
+        """Never asked for: `ClassifierSystem` refuses `train.sample_every`."""
+        raise AssertionError("a classifier draws no samples")
+
+    def evaluation(self, folder: RunFolder) -> Evaluation:
+        """Never asked for: `ClassifierSystem` refuses `train.eval_every`."""
+        raise AssertionError("a classifier draws no samples")

@@ -1,6 +1,6 @@
 """What a training run carries from step to step."""
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,10 @@ class TrainState(NamedTuple):
     tracks: tuple[Any, ...] = ()
     timesteps: Any = None
 
+    def weights(self, params: Literal["ema", "raw"]) -> Any:
+        """The averaged or the raw weights."""
+        return self.ema if params == "ema" else self.model
+
 
 def init_state(system: System, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step; averages start as copies of the weights."""
@@ -44,7 +48,7 @@ def init_state(system: System, optimizer: optax.GradientTransformation) -> Train
         ema=copy(),
         optimizer=optimizer.init(model),
         tracks=tuple(copy() for _ in system.train.ema_widths),
-        timesteps=system.timesteps.init(system.path) if system.timesteps else None,
+        timesteps=system.initial_history(),
     )
 
 

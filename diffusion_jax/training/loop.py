@@ -2,76 +2,49 @@
 
 import collections
 import functools
-import pathlib
 import sys
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
+from etils import epath
 
-from diffusion_jax import config as config_lib
 from diffusion_jax.data import Feed, Source, batches, open_source
 from diffusion_jax.data.facts import DatasetFacts
 from diffusion_jax.errors import UserError
+from diffusion_jax.models.frozen import Frozen
 from diffusion_jax.models.layers.attention_kernels import attention_kernel, platform_kernel
 from diffusion_jax.parallel import processes
 from diffusion_jax.parallel.create import shardings_of
 from diffusion_jax.parallel.mesh import batch_parts, local_rows, replicated, to_global
 from diffusion_jax.parallel.peak import peak_flops_per_second
-from diffusion_jax.runs.checkpoints import Checkpoints, versions
+from diffusion_jax.runs.checkpoints import Checkpoints
+from diffusion_jax.runs.folder import RunFolder
+from diffusion_jax.runs.kinds import kind_of
+from diffusion_jax.runs.metadata import RunMetadata
 from diffusion_jax.sections import ProfiledSteps
-from diffusion_jax.training.autoencoder_stage import AutoencoderStage
-from diffusion_jax.training.diffusion_stage import DiffusionStage
 from diffusion_jax.training.profiling import Profiler
 from diffusion_jax.training.run_log import MetricWriter, ProgressLine
 from diffusion_jax.training.signals import StopRequest
-from diffusion_jax.training.stage import Stage
+from diffusion_jax.training.stage import Metrics, Stage, Step
+from diffusion_jax.training.stages import STAGES
+from diffusion_jax.training.start import start
 from diffusion_jax.training.timing import Timing
 
 # Steps in flight: enough to hide the host's work, few enough that waiting batches take no memory to speak of.
 AHEAD = 2
 
-# Sections and keys that decide the numbers of a run; a run resumes only where they agree.
-IDENTITY_SECTIONS = (
-    "conditioner",
-    "autoencoder",
-    "model",
-    "path",
-    "prediction",
-    "loss",
-    "timesteps",
-    "alignment",
-    "discriminator",
-    "lpips",
-    "optimizer",
-    "discriminator_optimizer",
-    "ema",
-)
-IDENTITY_KEYS = {
-    f"data.{key}" for key in ("name", "split", "image_size", "channels", "flip", "exif_orientation", "crop")
-}
-IDENTITY_KEYS |= {f"train.{key}" for key in ("batch_size", "seed", "ema_widths")}
-# Change memory or speed, not numbers.
-FREE_KEYS = ("model.remat",)
 
+def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, init_from: str | None = None) -> bool:
+    """Trains what a config says, continuing from the newest checkpoint in the folder if there is one.
 
-def stage_of(config: Mapping[str, Any]) -> type[DiffusionStage] | type[AutoencoderStage]:
-    """What a config trains: a first stage if it has a section `discriminator`, whatever its name there."""
-    return AutoencoderStage if "discriminator" in config else DiffusionStage
-
-
-def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> bool:
-    """Trains a diffusion model or a first stage, continuing from the newest checkpoint in `workdir` if there is one.
-
-    Writes `config.json`, `metrics.jsonl`, `checkpoints/STEP`, `samples/STEP.png` and, where the config asks for them,
-    `evaluations/STEP.json`, `best/STEP` and `snapshots/STEP` into `workdir`. SIGTERM and SIGINT
-    save and return; the same call then resumes.
+    Writes what `RunFolder` describes. SIGTERM and SIGINT save and return; the same call then resumes.
 
     Args:
-      config: a complete config, of the schema of its `stage_of`.
-      workdir: the run's folder, made if missing.
+      config: a complete config, of the schema of its kind.
+      workdir: the run's folder, on a disk or in a bucket; made if missing.
+      init_from: "RUN[:STEP]" whose weights a new run begins with; a run that resumes has its own.
 
     Returns:
       Whether the run is at its end; False after a signal.
@@ -79,9 +52,9 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> bool:
     Raises:
       UserError: the config does not fit its data, mesh or the run already in `workdir`; the loss is not finite.
     """
-    kind = stage_of(config)
-    source = open_source(kind.schema["data"].build("data", config.data))
-    stage: Stage = kind(config, DatasetFacts.of(source))
+    kind, folder = kind_of(config), RunFolder(workdir)
+    source = open_source(kind.schema["data"].build("data", config.data), kind.system.reads(config))
+    stage: Stage = STAGES[kind.name](config, DatasetFacts.of(source))
     settings, mesh = stage.train, stage.mesh
     rows = local_rows(mesh, settings.batch_size)
     if (settings.batch_size // settings.microbatches) % batch_parts(mesh):
@@ -91,23 +64,10 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> bool:
         )
     kernel = platform_kernel(stage.attention, mesh.devices.flat[0].platform)
     abstract = stage.abstract_state()
-
-    workdir.mkdir(parents=True, exist_ok=True)
-    checkpoints = Checkpoints(workdir, keep=settings.keep, keep_every=settings.keep_every)
-    if checkpoints.steps():
-        step = checkpoints.choose("latest")
-        check_same_run(config, checkpoints.metadata(step)["config"], workdir)
-        state = type(abstract)(**checkpoints.read(step, abstract._asdict()))
-    else:
-        step = 0
-        state = stage.new_state(abstract)
-    metadata = {
-        "config": config.to_dict(),
-        "versions": versions(),
-        "data": stage.facts.to_json(),
-    }
+    checkpoints = folder.checkpoints(keep=settings.keep, keep_every=settings.keep_every)
+    state, step, metadata = start(config, stage, abstract, folder, checkpoints, init_from)
     if processes.is_main():
-        (workdir / "config.json").write_text(config_lib.to_json(config) + "\n")
+        folder.write_config(config)
         parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract.model))
         print(
             f"{'resuming at' if step else 'starting at'} step {step} of {settings.steps}: "
@@ -120,26 +80,7 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> bool:
         donate_argnums=0,
         out_shardings=(shardings_of(abstract), replicated(mesh)),
     )
-    return Loop(stage, checkpoints, metadata, workdir).run(state, step, step_function, frozen, source, rows)
-
-
-def check_same_run(config: ml_collections.ConfigDict, stored: dict[str, Any], workdir: pathlib.Path) -> None:
-    """Refuses to continue a run under a config that would have given other numbers.
-
-    Raises:
-      UserError: names the first key that differs.
-    """
-    if stage_of(stored) is not stage_of(config):
-        kept, wanted = ("a diffusion model", "a first stage")[:: 1 if stage_of(stored) is DiffusionStage else -1]
-        raise UserError(f"{workdir} holds a run that trains {kept}, not {wanted}: use another --workdir")
-    old = config_lib.complete(stored, stage_of(config).schema)
-    for key, (before, now) in config_lib.differences(old, config).items():
-        decisive = key.partition(".")[0] in IDENTITY_SECTIONS or key in IDENTITY_KEYS
-        if decisive and key not in FREE_KEYS:
-            raise UserError(
-                f"{workdir} holds a run with {key}={before!r}, not {now!r}: set it back to resume, or use another "
-                "--workdir"
-            )
+    return Loop(stage, checkpoints, metadata, folder).run(state, step, step_function, frozen, source, rows)
 
 
 class Loop:
@@ -149,24 +90,22 @@ class Loop:
       stage: what is trained.
       checkpoints: where to save.
       metadata: what to save beside the state.
-      workdir: the run's folder.
+      folder: the run's folder.
     """
 
-    def __init__(self, stage: Stage, checkpoints: Checkpoints, metadata: dict[str, Any], workdir: pathlib.Path):
-        self.stage, self.checkpoints, self.metadata, self.workdir = stage, checkpoints, metadata, workdir
+    def __init__(self, stage: Stage, checkpoints: Checkpoints, metadata: RunMetadata, folder: RunFolder):
+        self.stage, self.checkpoints, self.metadata, self.folder = stage, checkpoints, metadata, folder
         self.saved: int | None = None
-        self.snapshots = Checkpoints(workdir, folder="snapshots") if stage.train.ema_widths else None
+        self.snapshots = folder.snapshots() if stage.train.ema_widths else None
         self.draw = stage.drawing() if stage.train.sample_every else None
-        self.evaluation = stage.evaluation(workdir) if stage.train.eval_every else None
+        self.evaluation = stage.evaluation(folder) if stage.train.eval_every else None
 
-    def run(
-        self, state: Any, step: int, step_function: Callable, frozen: Any, source: Source, rows: np.ndarray
-    ) -> bool:
+    def run(self, state: Any, step: int, step_function: Step, frozen: Frozen, source: Source, rows: np.ndarray) -> bool:
         """Steps from `step` to the end of the run, or until a signal; returns whether the end was reached."""
         train, data, mesh = self.stage.train, self.stage.data, self.stage.mesh
         self.saved = step if self.checkpoints.steps() else None
         main = processes.is_main()
-        writer = MetricWriter(self.workdir, step) if main else None
+        writer = MetricWriter(self.folder.path, step) if main else None
         line = ProgressLine(step, train.steps, quiet=not main)
         reader = batches(
             source,
@@ -177,14 +116,15 @@ class Loop:
             num_threads=data.num_threads,
             num_workers=data.num_workers,
             prefetch=data.prefetch,
+            contents=self.stage.contents,
         )
         place = functools.partial(to_global, mesh, train.batch_size)
         feed = Feed(reader, place, data.num_threads, data.num_workers)
-        pending: list[dict[str, jax.Array]] = []
+        pending: list[Metrics] = []
         in_flight: collections.deque[jax.Array] = collections.deque()
         start = step
         timing = Timing(writer.last if writer else None)
-        profiler = Profiler(ProfiledSteps(train.profile, train.steps), self.workdir / "profile")
+        profiler = Profiler(ProfiledSteps(train.profile, train.steps), self.folder.profile_path)
         try:
             with StopRequest() as stop:
                 while step < train.steps:
@@ -228,16 +168,15 @@ class Loop:
                         pending = []
                     with timing.aside("checkpoint"):
                         if saving or stopping:
-                            self.checkpoints.save(
-                                step, state._asdict(), self.metadata | self.stage.checkpoint_facts(state)
-                            )
+                            facts = self.stage.checkpoint_facts(state)
+                            self.checkpoints.save(step, state._asdict(), self.metadata.with_more(**facts).to_json())
                             self.saved = step
                         if self.snapshots and train.snapshot_every and (last or step % train.snapshot_every == 0):
                             tracks = dict(zip(map(str, train.ema_widths), state.tracks, strict=True))
-                            self.snapshots.save(step, tracks, self.metadata)
+                            self.snapshots.save(step, tracks, self.metadata.to_json())
                     if self.draw and train.sample_every and (last or step % train.sample_every == 0):
                         with timing.aside("evaluation"):
-                            self.draw(state, frozen, self.workdir / f"samples/{step:08}.png")
+                            self.draw(state, frozen, self.folder.picture_path(step))
                     if stopping:
                         if main:
                             print(
@@ -256,7 +195,7 @@ class Loop:
             if writer:
                 writer.close()
 
-    def check_finite(self, pending: list[dict[str, jax.Array]], step: int) -> None:
+    def check_finite(self, pending: list[Metrics], step: int) -> None:
         """Stops the run at the first loss that is not finite, before it can be saved.
 
         Raises:
@@ -273,7 +212,7 @@ class Loop:
                     "optimizer.clip_norm"
                 )
 
-    def summarise(self, pending: list[dict[str, jax.Array]], step: int) -> dict[str, float]:
+    def summarise(self, pending: list[Metrics], step: int) -> dict[str, float]:
         """Scalars for the log, from the metrics of the steps since the last report."""
         scalars = self.stage.summarise(jax.device_get(pending))
         return {**scalars, "learning_rate": float(self.stage.learning_rate(step - 1))}

@@ -1,25 +1,33 @@
 """What the training loop asks of a kind of training; `diffusion_stage` and `autoencoder_stage` answer."""
 
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
+from etils import epath
 from jax.sharding import Mesh
 
-from diffusion_jax.data import DataConfig
+from diffusion_jax.data import BatchContents, DataConfig
 from diffusion_jax.data.facts import DatasetFacts
+from diffusion_jax.models.frozen import Frozen
 from diffusion_jax.models.layers.attention_kernels import KernelChoice
+from diffusion_jax.runs.folder import RunFolder
+from diffusion_jax.runs.metadata import RunMetadata
 from diffusion_jax.sections import TrainConfig
 
-DrawPicture = Callable[[Any, Any, pathlib.Path], None]
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+Step = Callable[[Any, Frozen, Batch], tuple[Any, Metrics]]
+"""(state, frozen networks, batch) → (state, metrics); the metrics have at least a scalar `loss`."""
+
+DrawPicture = Callable[[Any, Frozen, epath.Path], None]
 """Draws a picture from (state, frozen networks) into a PNG."""
 
 
 class Evaluation(Protocol):
     """Measures a model in training."""
 
-    def __call__(self, state: Any, step: int, frozen: Any, metadata: dict[str, Any], /) -> dict[str, float]:
+    def __call__(self, state: Any, step: int, frozen: Frozen, metadata: RunMetadata, /) -> dict[str, float]:
         """Scalars for the log, from the state of a step, the frozen networks and what is saved with a checkpoint."""
 
     def close(self) -> None:
@@ -38,6 +46,7 @@ class Stage(Protocol):
       mesh: the mesh.
       attention: what `mesh.attention` asks for.
       learning_rate: of a step.
+      contents: what batches take of a record.
     """
 
     train: TrainConfig
@@ -46,6 +55,7 @@ class Stage(Protocol):
     mesh: Mesh
     attention: KernelChoice
     learning_rate: Callable[[int], jax.Array]
+    contents: BatchContents
 
     def abstract_state(self) -> Any:
         """The state with a sharded `jax.ShapeDtypeStruct` for each array."""
@@ -53,11 +63,11 @@ class Stage(Protocol):
     def new_state(self, abstract: Any) -> Any:
         """The state before the first step, each array created on the devices that hold its shards."""
 
-    def load_frozen(self) -> Any:
+    def load_frozen(self) -> Frozen:
         """The networks that are used but not trained."""
 
-    def make_step(self) -> Callable[[Any, Any, dict[str, jax.Array]], tuple[Any, dict[str, jax.Array]]]:
-        """The step, (state, frozen, batch) → (state, metrics); the metrics have at least a scalar `loss`."""
+    def make_step(self) -> Step:
+        """The step; the caller compiles it."""
 
     def summarise(self, metrics: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """Scalars for the log, from the metrics of some steps."""
@@ -68,7 +78,7 @@ class Stage(Protocol):
     def drawing(self) -> DrawPicture:
         """What draws the pictures of `train.sample_every`."""
 
-    def evaluation(self, workdir: pathlib.Path) -> Evaluation:
+    def evaluation(self, folder: RunFolder) -> Evaluation:
         """What measures at the steps of `train.eval_every`."""
 
     def checkpoint_facts(self, state: Any) -> dict[str, Any]:

@@ -28,7 +28,8 @@ from diffusion_jax.models.autoencoder.first_stage import Identity, KLConfig, VQC
 from diffusion_jax.models.autoencoder.tiling import Tiling
 from diffusion_jax.parallel.mesh import MeshConfig, make_mesh, replicated, to_global
 from diffusion_jax.parallel.partition import path_name
-from diffusion_jax.runs.system import SCHEMA, System
+from diffusion_jax.runs.schemas import DIFFUSION_SCHEMA
+from diffusion_jax.runs.system import DiffusionSystem
 from diffusion_jax.training.diffusion_state import abstract_state
 from diffusion_jax.training.diffusion_step import make_train_step
 
@@ -76,7 +77,7 @@ def other_section(tmp_path_factory, section):
 
 
 def build(section):
-    return SCHEMA["autoencoder"].build("autoencoder", section).build(load_first_stage, seed=0)
+    return DIFFUSION_SCHEMA["autoencoder"].build("autoencoder", section).build(load_first_stage, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +239,7 @@ def make_system(data, autoencoder):
         "sampler": {"name": "ddpm", "steps": 4},
         "guidance": {"name": "cfg", "cfg_scale": 1.0},
     }
-    return System(complete(config, SCHEMA), DatasetFacts.of(open_source(data)))
+    return DiffusionSystem(complete(config, DIFFUSION_SCHEMA), DatasetFacts.of(open_source(data)))
 
 
 def train(data, autoencoder):
@@ -249,7 +250,7 @@ def train(data, autoencoder):
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract_state(system, optimizer, mesh))
     model = jax.tree.map(lambda leaf: generator.normal(0, 0.1, leaf.shape).astype(leaf.dtype), zeros.model)
     state, first_stage = jax.device_put(
-        (zeros._replace(model=model, ema=model), system.load_first_stage()), replicated(mesh)
+        (zeros._replace(model=model, ema=model), system.load_frozen()), replicated(mesh)
     )
     step = jax.jit(make_train_step(system, optimizer, mesh), compiler_options=QUICK)
     reader = batches(open_source(data), seed=0, batch_size=BATCH)
@@ -284,7 +285,7 @@ def test_a_vq_autoencoder_has_a_mean_alone(tmp_path, images):
     assert metadata.moments == ("mean",) and set(open_source(reading(tmp_path, flip=False))[0]) == {"mean", "label"}
     system = make_system(reading(tmp_path), {"name": "vq", **dataclasses.asdict(config)})
     record, noise = open_source(reading(tmp_path))[0], np.ones((1, 8, 8, 3), np.float32)
-    drawn = system.load_first_stage().draw({"mean": record["mean"][None]}, noise)
+    drawn = system.load_frozen().draw({"mean": record["mean"][None]}, noise)
     np.testing.assert_allclose(drawn, 2 * record["mean"][None])
 
 
@@ -294,7 +295,7 @@ def test_training_refuses_a_cache_of_another_autoencoder(cache, first_stage, sec
     make_system(reading(cache), {**section, "scale": 3.0, "dtype": "bfloat16"}).load_first_stage()
     system = make_system(reading(cache), other_section)
     with pytest.raises(UserError, match=rf"^cache:.* holds latents of encoder {stored}, the section 'auto.* \w+: set"):
-        system.load_first_stage()
+        system.load_frozen()
     with pytest.raises(UserError, match="autoencoder 'identity' has none"):
         make_system(reading(cache), {"name": "identity"}).load_first_stage()
     assert make_system(DataConfig("digits", 8), {"name": "identity"}).facts.encoder is None
@@ -305,7 +306,7 @@ def test_sampling_refuses_another_autoencoder_than_that_of_the_cache(cache, sect
     facts = DatasetFacts.from_json(json.loads(json.dumps(make_system(reading(cache), section).facts.to_json())))
     assert facts == make_system(reading(cache), section).facts and facts.encoder is not None
     with pytest.raises(UserError, match=rf"^cache:.* holds latents of encoder {facts.encoder}, the section 'autoenc"):
-        System(make_system(reading(cache), other_section).config, facts).load_first_stage()
+        DiffusionSystem(make_system(reading(cache), other_section).config, facts).load_first_stage()
     older = {"num_classes": 3, "class_names": ["a", "b", "c"], "identity": "photographs"}
     assert DatasetFacts.from_json(older).encoder is None
 

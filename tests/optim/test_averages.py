@@ -8,9 +8,10 @@ from diffusion_jax.config import load_config
 from diffusion_jax.diffusion.importance_sampling import LossHistory
 from diffusion_jax.errors import UserError
 from diffusion_jax.runs.checkpoints import Checkpoints
-from diffusion_jax.runs.open_run import restore_for_sampling
+from diffusion_jax.runs.folder import RunFolder
+from diffusion_jax.runs.open_run import restore
 from diffusion_jax.runs.posthoc_ema import reconstruct
-from diffusion_jax.runs.system import SCHEMA
+from diffusion_jax.runs.schemas import DIFFUSION_SCHEMA
 from diffusion_jax.training.loop import train
 
 
@@ -29,12 +30,12 @@ def run(tmp_path_factory):
         "--config.optimizer.lr=1e-2",
         "--config.optimizer.warmup_steps=0",
     ]
-    train(load_config("configs/digits.py:smoke", overrides, SCHEMA), workdir)
+    train(load_config("configs/digits.py:smoke", overrides, DIFFUSION_SCHEMA), workdir)
     return workdir
 
 
 def weights(workdir, params="ema"):
-    _, _, model, _ = restore_for_sampling(workdir, "latest", [f"--config.sample.params={params}"])
+    model = restore(RunFolder(workdir), "latest", [f"--config.sample.params={params}"]).model
     return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(model)])
 
 
@@ -49,7 +50,8 @@ def test_a_width_that_was_not_stored_is_reconstructed(run, tmp_path):
 def test_a_stored_width_comes_back(run, tmp_path):
     reconstruct(run, tmp_path / "out", 0.1, "7")
     assert Checkpoints(tmp_path / "out", read_only=True).steps() == [7]
-    system, _, model, _ = restore_for_sampling(tmp_path / "out")
+    restored = restore(RunFolder(tmp_path / "out"))
+    system, model = restored.system, restored.model
     stored = Checkpoints(run, folder="snapshots", read_only=True).read(7, {"0.1": model})["0.1"]
     for a, b in zip(jax.tree.leaves(model), jax.tree.leaves(stored), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
@@ -66,7 +68,10 @@ def test_mistakes_are_named(run, tmp_path):
     with pytest.raises(UserError, match="checkpoints are already there"):
         reconstruct(run, run, 0.1, "latest")
     with pytest.raises(UserError, match="set both or neither"):
-        train(load_config("configs/digits.py:smoke", ["--config.train.snapshot_every=1"], SCHEMA), tmp_path / "b")
+        train(
+            load_config("configs/digits.py:smoke", ["--config.train.snapshot_every=1"], DIFFUSION_SCHEMA),
+            tmp_path / "b",
+        )
 
 
 def test_importance_sampling_resumes_with_its_memory(run, tmp_path):
@@ -82,4 +87,4 @@ def test_importance_sampling_resumes_with_its_memory(run, tmp_path):
 def test_timestep_sampler_needs_a_discrete_path(tmp_path):
     overrides = ["--config.path.name=vp", "--config.timesteps.name=loss_second_moment"]
     with pytest.raises(UserError, match="timesteps 'loss_second_moment' counts losses by timestep; path 'vp' has none"):
-        train(load_config("configs/digits.py:smoke", overrides, SCHEMA), tmp_path)
+        train(load_config("configs/digits.py:smoke", overrides, DIFFUSION_SCHEMA), tmp_path)

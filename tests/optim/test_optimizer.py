@@ -15,7 +15,8 @@ from diffusion_jax.optim.optimizer import OPTIMIZERS
 from diffusion_jax.parallel.create import shardings_of
 from diffusion_jax.parallel.mesh import MeshConfig, make_mesh, replicated, to_global
 from diffusion_jax.parallel.partition import path_name
-from diffusion_jax.runs.system import SCHEMA, System
+from diffusion_jax.runs.schemas import DIFFUSION_SCHEMA
+from diffusion_jax.runs.system import DiffusionSystem
 from diffusion_jax.training.diffusion_state import abstract_state, new_state
 from diffusion_jax.training.diffusion_step import make_train_step
 
@@ -171,7 +172,7 @@ def train(mesh, steps=6, **optimizer_options):
         "sampler": {"name": "ddim"},
         "guidance": {"name": "cfg"},
     }
-    system = System(complete(config, SCHEMA), DatasetFacts(10, tuple("0123456789"), "random pixels"))
+    system = DiffusionSystem(complete(config, DIFFUSION_SCHEMA), DatasetFacts(10, tuple("0123456789"), "random pixels"))
     optimizer, _ = system.build("optimizer")
     abstract = abstract_state(system, optimizer, mesh)
     state = new_state(system, optimizer, abstract)
@@ -185,7 +186,7 @@ def train(mesh, steps=6, **optimizer_options):
     with jax.set_mesh(mesh):
         batch = to_global(mesh, 16, batch)
         for _ in range(steps):
-            state, metrics = step(state, system.load_first_stage(), batch)
+            state, metrics = step(state, system.load_frozen(), batch)
             losses.append(float(metrics["loss"]))
     return np.array(losses), state
 

@@ -3,7 +3,7 @@
 import pytest
 
 from diffusion_jax.config import complete, override
-from diffusion_jax.runs.system import SCHEMA
+from diffusion_jax.runs.schemas import DIFFUSION_SCHEMA
 
 # The smallest of its kind with enough tokens for the kernels of accelerators, and whether it takes labels.
 TINY = {
@@ -58,6 +58,6 @@ def tiny():
             "guidance": {"name": "cfg"},
             "sample": {"batch_size": 2},
         }
-        return override(complete(written, SCHEMA), overrides, SCHEMA)
+        return override(complete(written, DIFFUSION_SCHEMA), overrides, DIFFUSION_SCHEMA)
 
     return config

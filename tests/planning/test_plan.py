@@ -21,7 +21,7 @@ from diffusion_jax.planning.facts import planned_facts
 from diffusion_jax.planning.plan import Planner, next_rows
 from diffusion_jax.planning.programs import Compiled, _needed_bytes, train_batch
 from diffusion_jax.planning.report import report
-from diffusion_jax.runs.system import SCHEMA
+from diffusion_jax.runs.schemas import DIFFUSION_SCHEMA
 
 FACTS = DatasetFacts(10, tuple("0123456789"), "nothing")
 DIT_S = "configs/imagenet256_dit.py:S/2"
@@ -31,7 +31,7 @@ DIT_S = "configs/imagenet256_dit.py:S/2"
 def dit_s():
     """DiT-S/2 in bfloat16 with parameters split over the GPUs of a node."""
     overrides = ["--config.model.dtype=bfloat16", "--config.mesh.fsdp=8"]
-    return Planner(load_config(DIT_S, overrides, SCHEMA), FACTS, parse_topology("h200x16"))
+    return Planner(load_config(DIT_S, overrides, DIFFUSION_SCHEMA), FACTS, parse_topology("h200x16"))
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_the_assumed_share_of_the_peak_sets_the_assumed_time(tiny):
 
 def test_cached_latents_are_fed_in_place_of_images():
     overrides = ["--config.data.name=cache:nowhere", "--config.data.flip=True"]
-    config = load_config(DIT_S, overrides, SCHEMA)
+    config = load_config(DIT_S, overrides, DIFFUSION_SCHEMA)
     stage = Planner(config, FACTS, parse_topology("h200x8")).stage(16)
     shapes = {name: leaf.shape for name, leaf in train_batch(stage).items()}
     moments = ("mean", "std", "mirrored_mean", "mirrored_std")

@@ -14,12 +14,15 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.interop.backbones import fill_backbone
 from diffusion_jax.models.conditioning.parts import Conditioning, ConditioningSpec
 from diffusion_jax.models.dit.dit import DiT
+from diffusion_jax.models.frozen import Frozen
 from diffusion_jax.parallel.mesh import MeshConfig, batch_sharding, make_mesh
 from diffusion_jax.pictures import grid, to_uint8
-from diffusion_jax.runs.system import SCHEMA, System
+from diffusion_jax.runs.schemas import DIFFUSION_SCHEMA
+from diffusion_jax.runs.system import DiffusionSystem
 from diffusion_jax.sampling.generation import NO_GUIDES, Guides, SampleStream, decode_in_parts, exchange
 from diffusion_jax.sampling.known_pixels import KnownPixels, read_known_pixels
 from diffusion_jax.sampling.labels import parse_labels
+from diffusion_jax.sampling.requests import labelled_requests
 from diffusion_jax.sampling.sample_set import DrawnImages
 
 
@@ -65,7 +68,7 @@ def system():
         "guidance": {"name": "cfg", "cfg_scale": 1.5},
         "sample": {"batch_size": 8, "transform": "clip"},
     }
-    return System(complete(config, SCHEMA), DatasetFacts(10, tuple("0123456789"), "none"))
+    return DiffusionSystem(complete(config, DIFFUSION_SCHEMA), DatasetFacts(10, tuple("0123456789"), "none"))
 
 
 @pytest.fixture(scope="module")
@@ -85,10 +88,10 @@ class LastBits(nnx.Module):
         return (bits.astype(jnp.float32) - 127.5) / 127.5
 
 
-def draw(system, model, mesh, num=11, rows=8, seed=5, labels="balanced", first_stage=None, guides=NO_GUIDES):
+def draw(system, model, mesh, num=11, rows=8, seed=5, labels="balanced", frozen=None, guides=NO_GUIDES):
     stream = SampleStream(system, mesh, guides, rows=rows)
-    first_stage = first_stage or system.load_first_stage()
-    return np.concatenate(list(stream(model, first_stage, parse_labels(labels, num, 10, seed), seed)))
+    frozen = frozen or system.load_frozen()
+    return np.concatenate(list(stream(model, frozen, labelled_requests(parse_labels(labels, num, 10, seed)), seed)))
 
 
 def test_a_sample_depends_on_its_number_alone(system, model):
@@ -106,7 +109,7 @@ def test_a_sample_depends_on_its_number_alone(system, model):
 def test_samples_are_the_same_bit_for_bit_on_any_number_of_devices(system, model):
     """With `transform` too, whose corrected data gives the noise anew."""
     one, two, eight = (
-        draw(system, model, make_mesh(MeshConfig(), jax.devices()[:count]), rows=2, first_stage=LastBits())
+        draw(system, model, make_mesh(MeshConfig(), jax.devices()[:count]), rows=2, frozen=Frozen(LastBits()))
         for count in (1, 2, 8)
     )
     assert len(np.unique(one)) > 100
@@ -217,7 +220,7 @@ def test_known_pixels_stay_and_shape_the_rest(system, model):
 
     def drawn(known):
         stream = SampleStream(system, one, rows=4, known=known)
-        return np.concatenate(list(stream(model, system.load_first_stage(), np.zeros(6, np.int32), seed=5)))
+        return np.concatenate(list(stream(model, system.load_frozen(), np.zeros(6, np.int32), seed=5)))
 
     free, filled = drawn(None), drawn(KnownPixels(image, mask))
     assert (filled[:, :, :4] == 250).all()
@@ -240,7 +243,7 @@ def test_the_file_of_known_pixels_is_checked(tmp_path):
 
 def changed(system, *overrides):
     words = [f"--config.{word}" for word in overrides]
-    return System(override(system.config.to_dict(), words, SCHEMA), system.facts)
+    return DiffusionSystem(override(system.config.to_dict(), words, DIFFUSION_SCHEMA), system.facts)
 
 
 def test_classifiers_and_generators_are_not_confused(system):

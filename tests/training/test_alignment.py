@@ -9,7 +9,8 @@ from diffusion_jax.config import complete
 from diffusion_jax.data.facts import DatasetFacts
 from diffusion_jax.errors import UserError
 from diffusion_jax.parallel.mesh import MeshConfig, make_mesh
-from diffusion_jax.runs.system import SCHEMA, System
+from diffusion_jax.runs.schemas import DIFFUSION_SCHEMA
+from diffusion_jax.runs.system import DiffusionSystem
 from diffusion_jax.training.diffusion_state import abstract_state, new_state
 from diffusion_jax.training.diffusion_step import make_train_step
 
@@ -30,7 +31,7 @@ def make_system(alignment=None, model=None, data=None, loss=None, **train):
         "sampler": {"name": "probability_flow", "steps": 2},
         "guidance": {"name": "cfg"},
     }
-    return System(complete(config, SCHEMA), DatasetFacts(10, tuple("0123456789"), "random pixels"))
+    return DiffusionSystem(complete(config, DIFFUSION_SCHEMA), DatasetFacts(10, tuple("0123456789"), "random pixels"))
 
 
 REPA = {"repa_depth": 1, "repa_width": 6, "repa_hidden": 12, "rope": True}
@@ -52,7 +53,7 @@ def train(system, steps):
     step, metrics = jax.jit(make_train_step(system, optimizer, mesh)), []
     with jax.set_mesh(mesh):
         for _ in range(steps):
-            state, values = step(state, system.load_first_stage(), batch())
+            state, values = step(state, system.load_frozen(), batch())
             metrics.append(jax.device_get(values))
     return metrics
 

@@ -13,9 +13,12 @@ from diffusion_jax.data import open_source
 from diffusion_jax.data.facts import DatasetFacts
 from diffusion_jax.errors import UserError
 from diffusion_jax.runs.checkpoints import Checkpoints
-from diffusion_jax.runs.open_run import restore_for_sampling
-from diffusion_jax.runs.system import SCHEMA, System
-from diffusion_jax.training.loop import stage_of, train
+from diffusion_jax.runs.folder import RunFolder
+from diffusion_jax.runs.open_run import restore
+from diffusion_jax.runs.schemas import DIFFUSION_SCHEMA
+from diffusion_jax.runs.system import DiffusionSystem
+from diffusion_jax.training.autoencoder_stage import AutoencoderStage
+from diffusion_jax.training.loop import train
 
 pytestmark = pytest.mark.usefixtures("shared_compilations")
 CONFIG = "configs/shapes64_autoencoder.py:smoke"
@@ -37,7 +40,7 @@ def diffusion_config(weights, *more):
         + ["model.patch_size=2", "train.sample_every=None"]
         + list(more)
     )
-    return override(written, [f"--config.{word}" for word in words], SCHEMA)
+    return override(written, [f"--config.{word}" for word in words], DIFFUSION_SCHEMA)
 
 
 def log(workdir):
@@ -73,16 +76,18 @@ def test_a_run_is_not_continued_as_another(run):
     with pytest.raises(UserError, match=r"holds a run with discriminator\.ndf=4, not 8: set it back to resume"):
         train(first_stage_config("discriminator.ndf=8"), run)
     with pytest.raises(UserError, match=r"holds a run that trains a first stage, not a diffusion model: use another"):
-        train(load_config("configs/digits.py:smoke", [], SCHEMA), run)
+        train(load_config("configs/digits.py:smoke", [], DIFFUSION_SCHEMA), run)
     with pytest.raises(UserError, match=r"this run trained a first stage, not a diffusion model; train one with auto"):
-        restore_for_sampling(run)
+        restore(RunFolder(run))
 
 
 def test_diffusion_takes_weights_architecture_and_scale_from_the_run(run, tmp_path):
     train(diffusion_config(run), tmp_path)
-    system, _, _, first_stage = restore_for_sampling(tmp_path)
+    restored = restore(RunFolder(tmp_path))
+    system, first_stage = restored.system, restored.frozen.first_stage
     assert system.latent_shape == (8, 8, 4)
-    _, mesh, model, _ = restore_for_sampling(tmp_path, overrides=["--config.mesh.fsdp=2"])
+    restored = restore(RunFolder(tmp_path), overrides=["--config.mesh.fsdp=2"])
+    mesh, model = restored.mesh, restored.model
     assert dict(mesh.shape) == {**dict(mesh.shape), "data": 4, "fsdp": 2}
     kernel = model.blocks.mlp.fc1.kernel[...]
     assert kernel.addressable_shards[0].data.size == kernel.size // 2
@@ -91,7 +96,7 @@ def test_diffusion_takes_weights_architecture_and_scale_from_the_run(run, tmp_pa
     assert statistics.count == 8 * 8 * 8
     np.testing.assert_allclose(first_stage.scale, statistics.scale, rtol=1e-6)
 
-    stage = stage_of(first_stage_config())(first_stage_config(), DatasetFacts(8, (), "shapes"))
+    stage = AutoencoderStage(first_stage_config(), DatasetFacts(8, (), "shapes"))
     ema = checkpoints.read(4, {"ema": stage.abstract_state().ema})["ema"]
     jax.tree.map(np.testing.assert_array_equal, first_stage.autoencoder, ema.autoencoder)
 
@@ -103,7 +108,7 @@ def test_diffusion_takes_weights_architecture_and_scale_from_the_run(run, tmp_pa
 
 def test_diffusion_takes_the_statistics_of_the_channels_from_the_run(run):
     config = diffusion_config(run, "autoencoder.normalize=channel")
-    first_stage = System(config, DatasetFacts(8, (), "shapes")).first_stage.abstract()
+    first_stage = DiffusionSystem(config, DatasetFacts(8, (), "shapes")).autoencoder.abstract()
     statistics = LatentStatistics.from_json(Checkpoints(run, read_only=True).metadata(4)["latents"])
     np.testing.assert_allclose(first_stage.shift, statistics.mean, rtol=1e-6)
     np.testing.assert_allclose(first_stage.scale, 1 / statistics.std, rtol=1e-6)
@@ -118,7 +123,7 @@ def test_diffusion_takes_the_statistics_of_the_channels_from_the_run(run):
 )
 def test_a_section_that_contradicts_the_run_is_refused(run, more, message):
     with pytest.raises(UserError, match=message):
-        System(diffusion_config(run, *more), DatasetFacts(8, (), "shapes"))
+        DiffusionSystem(diffusion_config(run, *more), DatasetFacts(8, (), "shapes"))
 
 
 def test_a_diffusion_run_is_no_first_stage(tmp_path):
@@ -127,4 +132,4 @@ def test_a_diffusion_run_is_no_first_stage(tmp_path):
     checkpoints.save(1, {"ema": np.zeros(1)}, {"config": {}})
     checkpoints.close()
     with pytest.raises(UserError, match="that run trained no autoencoder"):
-        System(diffusion_config(tmp_path), DatasetFacts(8, (), "shapes"))
+        DiffusionSystem(diffusion_config(tmp_path), DatasetFacts(8, (), "shapes"))

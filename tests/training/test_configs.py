@@ -11,8 +11,10 @@ from diffusion_jax.autoencoding.system import AUTOENCODER_SCHEMA, AutoencoderSys
 from diffusion_jax.config import load_config, override, read_config
 from diffusion_jax.data.facts import DatasetFacts
 from diffusion_jax.runs.checkpoints import Checkpoints
-from diffusion_jax.runs.system import SCHEMA, System
-from diffusion_jax.training.loop import stage_of, train
+from diffusion_jax.runs.kinds import kind_of
+from diffusion_jax.runs.schemas import DIFFUSION_SCHEMA
+from diffusion_jax.runs.system import DiffusionSystem
+from diffusion_jax.training.loop import train
 
 UNCONDITIONAL = {
     "cifar10_uvit": 44_255_328,
@@ -80,7 +82,7 @@ SLOW = {
 )
 def test_the_smoke_form_trains_two_steps_and_draws(path, tmp_path):
     written = read_config(f"{path}:smoke")
-    config = override(written, [], stage_of(written).schema)
+    config = override(written, [], kind_of(written).schema)
     train(config, tmp_path)
     assert Checkpoints(tmp_path, read_only=True).steps() == [2]
     assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 2
@@ -92,8 +94,8 @@ def test_the_smoke_form_trains_two_steps_and_draws(path, tmp_path):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_full_form_has_the_published_number_of_parameters(name):
     file, _, variant = name.partition(":")
-    config = load_config(f"configs/{file}.py:{variant}", [], SCHEMA)
-    system = System(config, DatasetFacts(1000, (), "ImageNet"))
+    config = load_config(f"configs/{file}.py:{variant}", [], DIFFUSION_SCHEMA)
+    system = DiffusionSystem(config, DatasetFacts(1000, (), "ImageNet"))
     assert system.latent_shape == (32, 32, 4)
     assert sum(leaf.size for leaf in jax.tree.leaves(system.abstract_model)) == PUBLISHED[name]
 
@@ -101,8 +103,8 @@ def test_the_full_form_has_the_published_number_of_parameters(name):
 @pytest.mark.parametrize("name", UNCONDITIONAL)
 def test_unconditional_models_of_pixels_have_the_published_number_of_parameters(name):
     file, _, variant = name.partition(":")
-    config = load_config(f"configs/{file}.py:{variant}", [], SCHEMA)
-    system = System(config, DatasetFacts(1, ("unlabelled",), "pixels"))
+    config = load_config(f"configs/{file}.py:{variant}", [], DIFFUSION_SCHEMA)
+    system = DiffusionSystem(config, DatasetFacts(1, ("unlabelled",), "pixels"))
     side = config.data.image_size
     assert system.latent_shape == (side, side, 3)
     assert sum(leaf.size for leaf in jax.tree.leaves(system.abstract_model)) == UNCONDITIONAL[name]
@@ -111,7 +113,9 @@ def test_unconditional_models_of_pixels_have_the_published_number_of_parameters(
 @pytest.mark.parametrize("name", UNETS)
 def test_unets_have_the_published_number_of_parameters(name):
     needed = ["--config.autoencoder.scale=0.22"] if name == "lsun_church256_ldm8" else []
-    system = System(load_config(f"configs/{name}.py", needed, SCHEMA), DatasetFacts(1000, (), "images"))
+    system = DiffusionSystem(
+        load_config(f"configs/{name}.py", needed, DIFFUSION_SCHEMA), DatasetFacts(1000, (), "images")
+    )
     parameters, shape = UNETS[name]
     assert system.latent_shape == shape
     assert sum(leaf.size for leaf in jax.tree.leaves(system.abstract_model)) == parameters

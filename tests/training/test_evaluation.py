@@ -12,8 +12,10 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation.settings import EvaluateConfig
 from diffusion_jax.parallel.mesh import MeshConfig, make_mesh
 from diffusion_jax.runs.checkpoints import Checkpoints
-from diffusion_jax.runs.open_run import restore_for_sampling
-from diffusion_jax.runs.system import SCHEMA, System
+from diffusion_jax.runs.folder import RunFolder
+from diffusion_jax.runs.open_run import restore
+from diffusion_jax.runs.schemas import DIFFUSION_SCHEMA
+from diffusion_jax.runs.system import DiffusionSystem
 from diffusion_jax.training import sample_scores as evaluation
 from diffusion_jax.training.loop import train
 
@@ -30,7 +32,7 @@ EVALUATE = [
 def run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
     words = [f"--config.{word}" for word in (*WORDS, *EVALUATE, "optimizer.lr=0.3", "ema.max_decay=0.1")]
-    train(load_config("configs/digits.py:smoke", words, SCHEMA), workdir)
+    train(load_config("configs/digits.py:smoke", words, DIFFUSION_SCHEMA), workdir)
     return workdir
 
 
@@ -51,7 +53,7 @@ def test_the_best_checkpoint_is_kept_and_can_be_named(run):
     checkpoints = Checkpoints(run, folder="best", read_only=True)
     assert checkpoints.steps() == [best["step"]]
     assert checkpoints.metadata(best["step"])["best"]["frechet_distance"] == best["eval/frechet_distance"]
-    chosen, same = (restore_for_sampling(run, step)[2] for step in ("best", str(best["step"])))
+    chosen, same = (restore(RunFolder(run), step).model for step in ("best", str(best["step"])))
     jax.tree.map(np.testing.assert_array_equal, chosen, same)
 
 
@@ -67,8 +69,8 @@ def test_higher_and_lower_may_be_better():
 
 @pytest.mark.parametrize(("protocol", "rule"), [("ldm", "trunc(127.5(x+1))"), ("uvit", "trunc(127.5x+128)")])
 def test_samples_become_uint8_by_the_protocol(monkeypatch, tmp_path, protocol, rule):
-    config = load_config("configs/digits.py:smoke", [f"--config.evaluate.protocol={protocol}"], SCHEMA)
-    system = System(config, DatasetFacts(10, tuple("0123456789"), "none"))
+    config = load_config("configs/digits.py:smoke", [f"--config.evaluate.protocol={protocol}"], DIFFUSION_SCHEMA)
+    system = DiffusionSystem(config, DatasetFacts(10, tuple("0123456789"), "none"))
     monkeypatch.setattr(evaluation, "open_scorer", lambda *_: None)
     assert evaluation.TrainingEvaluation(system, make_mesh(MeshConfig()), tmp_path).stream.uint8 == rule
 
@@ -76,4 +78,4 @@ def test_samples_become_uint8_by_the_protocol(monkeypatch, tmp_path, protocol, r
 def test_a_run_without_a_best_checkpoint_says_so(run, tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UserError, match=r"--step best: .* has none"):
-        restore_for_sampling(tmp_path, "best")
+        restore(RunFolder(tmp_path), "best")

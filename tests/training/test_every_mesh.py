@@ -20,7 +20,7 @@ from diffusion_jax.models.backbones import BACKBONES
 from diffusion_jax.parallel.create import shardings_of
 from diffusion_jax.parallel.mesh import MeshConfig, local_rows, make_mesh, replicated, to_global
 from diffusion_jax.parallel.partition import path_name
-from diffusion_jax.runs.system import SCHEMA
+from diffusion_jax.runs.schemas import DIFFUSION_SCHEMA
 from diffusion_jax.training.autoencoder_stage import AutoencoderStage
 from diffusion_jax.training.diffusion_stage import DiffusionStage
 
@@ -112,7 +112,7 @@ def one_step(name, mesh):
         stage = AutoencoderStage(complete(first_stage_config(name), AUTOENCODER_SCHEMA), FACTS)
         frozen = None
     else:
-        stage = DiffusionStage(complete(diffusion_config(name), SCHEMA), FACTS)
+        stage = DiffusionStage(complete(diffusion_config(name), DIFFUSION_SCHEMA), FACTS)
         frozen = stage.load_frozen()
     stage.mesh = mesh
     abstract = stage.abstract_state()

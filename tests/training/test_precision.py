@@ -8,7 +8,8 @@ from diffusion_jax.config import load_config
 from diffusion_jax.data import open_source
 from diffusion_jax.data.facts import DatasetFacts
 from diffusion_jax.parallel.mesh import make_mesh
-from diffusion_jax.runs.system import SCHEMA, System
+from diffusion_jax.runs.schemas import DIFFUSION_SCHEMA
+from diffusion_jax.runs.system import DiffusionSystem
 from diffusion_jax.training.diffusion_state import abstract_state, new_state
 from diffusion_jax.training.diffusion_step import make_train_step
 
@@ -19,20 +20,20 @@ WORDS += ["optimizer.lr=3e-3", "optimizer.schedule=constant", "optimizer.warmup_
 
 def curve(*words):
     """[STEPS] losses, and the dtypes of the weights after them."""
-    config = load_config("configs/digits.py", [f"--config.{word}" for word in (*WORDS, *words)], SCHEMA)
-    source = open_source(SCHEMA["data"].build("data", config.data))
-    system = System(config, DatasetFacts.of(source))
+    config = load_config("configs/digits.py", [f"--config.{word}" for word in (*WORDS, *words)], DIFFUSION_SCHEMA)
+    source = open_source(DIFFUSION_SCHEMA["data"].build("data", config.data))
+    system = DiffusionSystem(config, DatasetFacts.of(source))
     mesh, (optimizer, _) = make_mesh(system.build("mesh"), jax.devices()[:1]), system.build("optimizer")
     state = new_state(system, optimizer, abstract_state(system, optimizer, mesh))
     step = jax.jit(make_train_step(system, optimizer, mesh), compiler_options={"xla_backend_optimization_level": 0})
-    first_stage = system.load_first_stage()
+    frozen = system.load_frozen()
     records = [source[i] for i in range(STEPS * BATCH % len(source) + BATCH)]
     images, labels = (np.stack([record[name] for record in records]) for name in ("image", "label"))
     losses = []
     with jax.set_mesh(mesh):
         for number in range(STEPS):
             rows = np.arange(number * BATCH, (number + 1) * BATCH) % len(images)
-            state, metrics = step(state, first_stage, {"image": images[rows], "label": labels[rows].astype(np.int32)})
+            state, metrics = step(state, frozen, {"image": images[rows], "label": labels[rows].astype(np.int32)})
             losses.append(metrics["loss"])
     return np.array(jax.device_get(losses)), {leaf.dtype for leaf in jax.tree.leaves(state.model)}
 

@@ -16,13 +16,16 @@ from diffusion_jax.diffusion.predictions import Prediction
 from diffusion_jax.interop.backbones import fill_backbone
 from diffusion_jax.interop.dit import dit_entries
 from diffusion_jax.interop.mapping import dump_state_dict
+from diffusion_jax.models.conditioning.conditioners import drop
 from diffusion_jax.models.conditioning.parts import Conditioning, ConditioningSpec
 from diffusion_jax.models.dit.dit import DiT
 from diffusion_jax.optim.ema_profiles import ema_update
 from diffusion_jax.optim.optimizer import adamw
 from diffusion_jax.parallel.create import shardings_of
 from diffusion_jax.parallel.mesh import MeshConfig, local_rows, make_mesh, replicated, to_global
-from diffusion_jax.runs.system import SCHEMA, System
+from diffusion_jax.runs.schemas import DIFFUSION_SCHEMA
+from diffusion_jax.runs.system import DiffusionSystem
+from diffusion_jax.training import diffusion_step
 from diffusion_jax.training.diffusion_state import abstract_state, new_state
 from diffusion_jax.training.diffusion_step import make_train_step, prepare
 
@@ -99,7 +102,7 @@ def make_system(**train):
         "sampler": {"name": "ddpm", "steps": 4},
         "guidance": {"name": "cfg", "cfg_scale": 2.0},
     }
-    return System(complete(config, SCHEMA), DatasetFacts(10, tuple("0123456789"), "random pixels"))
+    return DiffusionSystem(complete(config, DIFFUSION_SCHEMA), DatasetFacts(10, tuple("0123456789"), "random pixels"))
 
 
 def run(mesh, **train):
@@ -123,7 +126,7 @@ def run(mesh, **train):
             }
             rows = local_rows(mesh, 32)
             batch = to_global(mesh, 32, {name: value[rows] for name, value in batch.items()})
-            state, metrics = step(state, system.load_first_stage(), batch)
+            state, metrics = step(state, system.load_frozen(), batch)
             curves.append([float(metrics["loss"]), float(metrics["grad_norm"])])
     return np.array(curves), jax.device_get(state), state
 
@@ -175,7 +178,7 @@ def test_time_buckets_add_up_to_the_batch():
     optimizer, _ = system.build("optimizer")
     state = new_state(system, optimizer, abstract_state(system, optimizer, mesh))
     batch = {"image": jnp.zeros((32, 8, 8, 1), jnp.uint8), "label": jnp.zeros(32, jnp.int32)}
-    _, metrics = jax.jit(make_train_step(system, optimizer, mesh))(state, system.load_first_stage(), batch)
+    _, metrics = jax.jit(make_train_step(system, optimizer, mesh))(state, system.load_frozen(), batch)
     assert metrics["count"].sum() == 32 and (metrics["count"] > 0).all()
     assert float(metrics["loss_sum"].sum() / 32) == pytest.approx(float(metrics["loss"]), rel=1e-6)
 
@@ -189,12 +192,12 @@ def test_accumulation_keeps_the_order_of_the_batch():
         overrides += ["--config.path.schedule=cosine", "--config.path.num_timesteps=4"]
         overrides += [f"--config.train.microbatches={microbatches}"]
         system = make_system()
-        system = System(override(system.config.to_dict(), overrides, SCHEMA), system.facts)
+        system = DiffusionSystem(override(system.config.to_dict(), overrides, DIFFUSION_SCHEMA), system.facts)
         optimizer, _ = system.build("optimizer")
         state = new_state(system, optimizer, abstract_state(system, optimizer, mesh))
         images = np.random.default_rng(0).integers(0, 256, (32, 8, 8, 1), dtype=np.uint8)
         batch = to_global(mesh, 32, {"image": images, "label": np.zeros(32, np.int32)})
-        state, _ = jax.jit(make_train_step(system, optimizer, mesh))(state, system.load_first_stage(), batch)
+        state, _ = jax.jit(make_train_step(system, optimizer, mesh))(state, system.load_frozen(), batch)
         histories.append(state.timesteps)
     np.testing.assert_allclose(histories[0].losses, histories[1].losses, rtol=1e-5)
     assert int(histories[0].counts.sum()) == 32 and (histories[0].counts > 2).all()
@@ -206,13 +209,13 @@ def test_a_learned_uncertainty_is_trained_with_the_model():
     overrides += ["loss.name=edm", "loss.learned_uncertainty=True"]
     system = make_system()
     words = [f"--config.{word}" for word in overrides]
-    system = System(override(system.config.to_dict(), words, SCHEMA), system.facts)
+    system = DiffusionSystem(override(system.config.to_dict(), words, DIFFUSION_SCHEMA), system.facts)
     optimizer, _ = system.build("optimizer")
     state = new_state(system, optimizer, abstract_state(system, optimizer, mesh))
     assert not np.any(state.model.weight)
     images = np.random.default_rng(0).integers(0, 256, (32, 8, 8, 1), dtype=np.uint8)
     batch = {"image": jnp.asarray(images), "label": jnp.zeros(32, jnp.int32)}
-    state, metrics = jax.jit(make_train_step(system, optimizer, mesh))(state, system.load_first_stage(), batch)
+    state, metrics = jax.jit(make_train_step(system, optimizer, mesh))(state, system.load_frozen(), batch)
     assert np.any(state.model.weight) and np.isfinite(metrics["loss"]) and "weighted_mse" in metrics
 
 
@@ -222,7 +225,9 @@ def test_flips_mirror_half_of_the_images_anew_at_every_step():
     index = jnp.arange(512)
 
     def flipped(step):
-        out = prepare(system, system.load_first_stage(), {"image": jnp.asarray(images)}, jnp.asarray(step), index)
+        out = prepare(
+            system, system.load_frozen().first_stage, {"image": jnp.asarray(images)}, jnp.asarray(step), index
+        )
         plain = images.astype(np.float32) / 127.5 - 1
         same = np.isclose(out, plain, atol=1e-6).all((1, 2, 3))
         mirrored = np.isclose(out, plain[:, :, ::-1], atol=1e-6).all((1, 2, 3))
@@ -237,25 +242,30 @@ def test_labels_are_dropped_at_the_configured_rate():
     conditioner = make_system().conditioner
     index, label = jnp.arange(2000), jnp.arange(2000) % 10
     key = keys.purpose_key(0, "label_drop", 5)
-    dropped = np.asarray(conditioner.drop(conditioner(label), key, index).label)
+
+    def dropped_labels(label, index):
+        arrays = {"label": label}
+        return np.asarray(drop(conditioner, conditioner(arrays), conditioner.null(arrays), key, index).label)
+
+    dropped = dropped_labels(label, index)
     null = dropped == 10
     assert 0.27 < null.mean() < 0.33
     assert np.array_equal(dropped[~null], np.asarray(label)[~null])
-    part = np.asarray(conditioner.drop(conditioner(label[5:9]), key, index[5:9]).label)
+    part = dropped_labels(label[5:9], index[5:9])
     assert np.array_equal(part, dropped[5:9])
-    assert list(conditioner.null(3).label) == [10, 10, 10]
+    assert list(conditioner.null({"label": jnp.arange(3)}).label) == [10, 10, 10]
 
 
 def test_the_model_is_given_a_dropout_key_for_every_sample(monkeypatch):
     mesh, system, seen = make_mesh(MeshConfig()), make_system(), []
     optimizer, _ = system.build("optimizer")
 
-    def training_loss(model, x0, cond, *_):
+    def training_loss(system, model, x0, cond, *_):
         seen.append(cond.dropout_keys)
         return jnp.zeros(32), {"time": jnp.zeros(32)}
 
-    monkeypatch.setattr(system, "training_loss", training_loss)
+    monkeypatch.setattr(diffusion_step, "training_loss", training_loss)
     batch = {"image": jnp.zeros((32, 8, 8, 1), jnp.uint8), "label": jnp.zeros(32, jnp.int32)}
     state = abstract_state(system, optimizer, mesh)
-    jax.eval_shape(make_train_step(system, optimizer, mesh), state, system.load_first_stage(), batch)
+    jax.eval_shape(make_train_step(system, optimizer, mesh), state, system.load_frozen(), batch)
     assert seen[0].shape == (32,) and jnp.issubdtype(seen[0].dtype, jax.dtypes.prng_key)

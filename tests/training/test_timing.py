@@ -6,7 +6,7 @@ import pytest
 
 from diffusion_jax.config import load_config
 from diffusion_jax.errors import UserError
-from diffusion_jax.runs.system import SCHEMA
+from diffusion_jax.runs.schemas import DIFFUSION_SCHEMA
 from diffusion_jax.sections import ProfiledSteps
 from diffusion_jax.training import timing as timing_module
 from diffusion_jax.training.loop import train
@@ -73,7 +73,7 @@ def test_goodput_counts_what_a_kill_destroyed_and_the_pause_after_it(clock):
 
 def test_a_run_writes_its_times_and_the_trace_of_the_steps_asked_for(tmp_path):
     words = ["train.steps=6", "train.log_every=2", "train.save_every=6", "train.sample_every=None", "train.profile=3:5"]
-    train(load_config("configs/digits.py:smoke", [f"--config.{word}" for word in words], SCHEMA), tmp_path)
+    train(load_config("configs/digits.py:smoke", [f"--config.{word}" for word in words], DIFFUSION_SCHEMA), tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     names = {"goodput", "mfu", "input_seconds_per_step", "checkpoint_seconds", "evaluation_seconds", "seconds_per_step"}
     for before, line in zip([None, *lines], lines, strict=False):

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from diffusion_jax.diffusion.losses.alignment import RepresentationAlignment
-from diffusion_jax.diffusion.losses.base import Loss
+from diffusion_jax.diffusion.losses.base import Loss, LossBase
 from diffusion_jax.diffusion.losses.classification import ClassificationLoss
 from diffusion_jax.diffusion.losses.simple import SimpleLoss
 from diffusion_jax.diffusion.losses.uncertainty import LearnedUncertainty
@@ -30,6 +30,7 @@ __all__ = [
     "HybridLoss",
     "LearnedUncertainty",
     "Loss",
+    "LossBase",
     "MinSNRLoss",
     "P2Loss",
     "RepresentationAlignment",

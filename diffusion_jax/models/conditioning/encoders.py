@@ -1,7 +1,7 @@
 """A backbone together with the network that encodes its condition and is trained with it (τ_θ of arXiv 2112.10752)."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from flax import nnx
@@ -9,6 +9,7 @@ from flax import nnx
 from diffusion_jax.models.conditioning.parts import Conditioning, ConditioningSpec
 
 Encoder = Callable[[Conditioning], Conditioning]
+Tree = TypeVar("Tree")
 
 
 class ClassTokens(nnx.Module):
@@ -46,3 +47,24 @@ class Conditioned(nnx.Module):
     def __call__(self, x: jax.Array, timestep: jax.Array, cond: Conditioning) -> jax.Array:
         """Calls the backbone, [B, H, W, C] to [B, H, W, C_out], with the encoded condition."""
         return self.backbone(x, timestep, self.encoder(cond))
+
+
+def with_encoder_of(average: Tree, model: Tree) -> Tree:
+    """An average of weights whose encoders of the condition are those of the model itself; LDM averages no others.
+
+    Args:
+      average: the averaged model.
+      model: the model, of the same structure.
+
+    Returns:
+      The average, with every array of a `Conditioned.encoder` taken from the model.
+    """
+
+    def merge(averaged: Any, raw: Any) -> Any:
+        if not isinstance(averaged, Conditioned):
+            return averaged
+        merged = jax.tree.map(lambda leaf: leaf, averaged)  # a copy: modules are mutable
+        merged.encoder = raw.encoder
+        return merged
+
+    return jax.tree.map(merge, average, model, is_leaf=lambda node: isinstance(node, Conditioned))

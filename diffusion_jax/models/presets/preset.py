@@ -4,7 +4,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from diffusion_jax.models.backbones import abstract_backbone
+import jax
+
+from diffusion_jax.models.backbones import abstract_backbone, make_backbone
 from diffusion_jax.models.conditioning.parts import UNCONDITIONAL, ConditioningSpec
 
 
@@ -31,6 +33,25 @@ class Preset:
     def section(self) -> dict[str, Any]:
         """The `model` section of a config."""
         return {"name": self.backbone, **self.options}
+
+    def make(self, key: jax.Array, **options: Any) -> Any:
+        """The model at initialisation.
+
+        Args:
+          key: decides the weights.
+          **options: replace those of the preset.
+
+        Raises:
+          UserError: as the constructor does.
+        """
+        return make_backbone(
+            self.backbone,
+            key,
+            input_shape=self.input_shape,
+            out_channels=self.out_channels,
+            conditioning=self.conditioning,
+            **{**self.options, **options},
+        )
 
     def abstract(self) -> Any:
         """The model with shapes in place of arrays."""

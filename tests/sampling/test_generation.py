@@ -17,8 +17,9 @@ from diffusion_jax.models.dit.dit import DiT
 from diffusion_jax.models.frozen import Frozen
 from diffusion_jax.parallel.mesh import MeshConfig, batch_sharding, make_mesh
 from diffusion_jax.pictures import grid, to_uint8
-from diffusion_jax.runs.schemas import DIFFUSION_SCHEMA
-from diffusion_jax.runs.system import DiffusionSystem
+from diffusion_jax.runs.kinds import kind_of
+from diffusion_jax.runs.schemas import CLASSIFIER_SCHEMA, DIFFUSION_SCHEMA
+from diffusion_jax.runs.system import ClassifierSystem, DiffusionSystem
 from diffusion_jax.sampling.generation import NO_GUIDES, Guides, SampleStream, decode_in_parts, exchange
 from diffusion_jax.sampling.known_pixels import KnownPixels, read_known_pixels
 from diffusion_jax.sampling.labels import parse_labels
@@ -220,7 +221,9 @@ def test_known_pixels_stay_and_shape_the_rest(system, model):
 
     def drawn(known):
         stream = SampleStream(system, one, rows=4, known=known)
-        return np.concatenate(list(stream(model, system.load_frozen(), np.zeros(6, np.int32), seed=5)))
+        return np.concatenate(
+            list(stream(model, system.load_frozen(), labelled_requests(np.zeros(6, np.int32)), seed=5))
+        )
 
     free, filled = drawn(None), drawn(KnownPixels(image, mask))
     assert (filled[:, :, :4] == 250).all()
@@ -247,14 +250,18 @@ def changed(system, *overrides):
 
 
 def test_classifiers_and_generators_are_not_confused(system):
-    classifier = ("model.name=noisy_classifier", "loss.name=classification", "guidance.cfg_scale=1")
-    trained = changed(system, *classifier, "conditioner.label_drop=0")
-    with pytest.raises(UserError, match=r"this run trains a classifier.*--classifier-workdir"):
-        SampleStream(trained, make_mesh(MeshConfig()))
+    for word in ("model.name=noisy_classifier", "loss.name=classification"):
+        with pytest.raises(UserError, match=r"is not known"):
+            changed(system, word)
+    sections = {name: section for name, section in system.config.to_dict().items() if name in CLASSIFIER_SCHEMA}
+    sections |= {"kind": {"name": "classifier"}, "model": {"name": "noisy_classifier"}}
+    classifier = override(sections | {"loss": {"name": "classification"}}, [], CLASSIFIER_SCHEMA)
     with pytest.raises(UserError, match="needs the label of every image"):
-        changed(system, *classifier)
-    with pytest.raises(UserError, match="model 'dit' and loss 'classification' do not fit"):
-        changed(system, *classifier[1:], "conditioner.label_drop=0")
+        ClassifierSystem(classifier, system.facts)
+    with pytest.raises(UserError, match="this config trains a classifier of noisy data: add the section 'kind'"):
+        kind_of({"loss": {"name": "classification"}})
+    with pytest.raises(UserError, match=r"kind.name='clasifier' is not known.*'classifier'"):
+        kind_of({"kind": {"name": "clasifier"}})
     with pytest.raises(UserError, match="autoencoder 'identity' has no codebook"):
         changed(system, "sample.transform=codebook")
 
@@ -287,7 +294,7 @@ def test_predicted_data_can_snap_to_the_codebook(system):
     small = changed(
         system, "autoencoder.name=vq", *(f"autoencoder.{word}" for word in tiny), "sample.transform=codebook"
     )
-    first_stage = small.load_first_stage()
+    first_stage = small.load_frozen().first_stage
     (snap,) = small.transforms(first_stage)
     codes = np.asarray(first_stage.codebook)
     x0 = codes[[3, 7]].reshape(1, 1, 2, -1) + 1e-4
@@ -326,7 +333,9 @@ def test_samples_become_uint8_by_the_rule_of_the_stream(system, model):
     one = make_mesh(MeshConfig(), jax.devices()[:1])
     for rule, level in (("trunc(127.5x+128)", 128), ("trunc(127.5(x+1))", 127)):
         stream = SampleStream(system, one, uint8=rule)
-        drawn = DrawnImages(system, stream, model, Grey(), np.arange(3), 0, {"workdir": "run"})
+        drawn = DrawnImages(
+            system, stream, model, Frozen(Grey()), labelled_requests(np.arange(3)), 0, {"workdir": "run"}
+        )
         (batch,) = drawn.batches()
         assert (batch["image"] == level).all() and drawn.describe()["uint8"] == rule
 

@@ -17,12 +17,12 @@ from diffusion_jax.autoencoding.system import AUTOENCODER_SCHEMA
 from diffusion_jax.config import complete
 from diffusion_jax.data.facts import DatasetFacts
 from diffusion_jax.models.backbones import BACKBONES
+from diffusion_jax.models.frozen import Frozen
 from diffusion_jax.parallel.create import shardings_of
 from diffusion_jax.parallel.mesh import MeshConfig, local_rows, make_mesh, replicated, to_global
 from diffusion_jax.parallel.partition import path_name
-from diffusion_jax.runs.schemas import DIFFUSION_SCHEMA
 from diffusion_jax.training.autoencoder_stage import AutoencoderStage
-from diffusion_jax.training.diffusion_stage import DiffusionStage
+from diffusion_jax.training.diffusion_stage import ClassifierStage, DiffusionStage
 
 BATCH = 8
 FACTS = DatasetFacts(10, tuple("0123456789"), "random pixels")
@@ -62,6 +62,7 @@ COMMON = {"ema": {"name": "constant", "max_decay": 0.9}, "train": {"steps": 1, "
 def diffusion_config(name):
     classifies = name == "noisy_classifier"
     labelled = name not in UNCONDITIONAL
+    sampling = {"sampler": {"name": "ddpm", "steps": 4}, "guidance": {"name": "cfg", "cfg_scale": 1.0}}
     return {
         "data": {"name": "digits", "image_size": 8, "channels": 1, "flip": True},
         "conditioner": {"name": "class", "label_drop": 0.3 * (not classifies)} if labelled else {"name": "none"},
@@ -71,8 +72,7 @@ def diffusion_config(name):
         "prediction": {"kind": "epsilon"},
         "loss": {"name": "classification" if classifies else "simple"},
         "optimizer": {"name": "adamw", "lr": 1e-3, "clip_norm": 1.0},
-        "sampler": {"name": "ddpm", "steps": 4},
-        "guidance": {"name": "cfg", "cfg_scale": 1.0},
+        **({} if classifies else sampling),
         **COMMON,
     }
 
@@ -110,9 +110,10 @@ def one_step(name, mesh):
     """Scalars of a step on random pixels, and the state after it."""
     if name in FIRST_STAGES:
         stage = AutoencoderStage(complete(first_stage_config(name), AUTOENCODER_SCHEMA), FACTS)
-        frozen = None
+        frozen = Frozen()
     else:
-        stage = DiffusionStage(complete(diffusion_config(name), DIFFUSION_SCHEMA), FACTS)
+        kind = ClassifierStage if name == "noisy_classifier" else DiffusionStage
+        stage = kind(complete(diffusion_config(name), kind.system_class.schema), FACTS)
         frozen = stage.load_frozen()
     stage.mesh = mesh
     abstract = stage.abstract_state()

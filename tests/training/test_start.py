@@ -53,21 +53,17 @@ def test_a_run_begins_with_the_weights_of_another(tmp_path, capsys):
     taken = RunFolder(tmp_path / "b").metadata().more["init_from"]
     assert taken["step"] == 2 and taken["params"] == "ema" and taken["classes"] == {"kept": 1, "new": 1}
 
+    # The same folder, with other classes in it.
+    (tmp_path / "two").rename(tmp_path / "gone")
+    (tmp_path / "three").rename(tmp_path / "two")
     with pytest.raises(UserError, match=r"classes ape, dog; the data cat, dog, frog: restore the data to resume"):
         dj.train(
             "configs/digits.py:smoke",
             tmp_path / "b",
-            {**words, "data.name": other, "train.steps": 3} | renamed(tmp_path),
+            {**words, "data.name": other, "train.steps": 3},
         )
     with pytest.raises(UserError, match=r"'.*' is \(.*\) there and \(.*\) here: set the section model to that run's"):
         dj.train("configs/digits.py:smoke", tmp_path / "c", {**words, "model.width": 64}, init_from=str(tmp_path / "a"))
-
-
-def renamed(tmp_path):
-    """The same `data.name` with other classes in it."""
-    (tmp_path / "two").rename(tmp_path / "gone")
-    (tmp_path / "three").rename(tmp_path / "two")
-    return {}
 
 
 def test_the_run_and_the_step_are_parted():

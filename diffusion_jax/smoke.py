@@ -64,16 +64,16 @@ SHAPES: Options = {"name": "shapes:images=64", "image_size": 16, "crop": "adm"}
 DRAWING: Mapping[str, Options] = {"sampler": {"steps": 2}, "sample": {"batch_size": 8, "grid": 8}}
 
 
-def tiny_model(name: str) -> dict[str, Any]:
-    """The section `model` of a tiny model that has all kinds of its backbone's blocks.
+def tiny_options(name: str) -> dict[str, Any]:
+    """The options of a tiny model that has all kinds of its backbone's blocks.
 
     Args:
       name: a key of `TINY_MODELS`.
 
     Returns:
-      The name and the options; those left out have the defaults of the backbone.
+      Keys of the section `model` and their values; those left out have the defaults of the backbone.
     """
-    return {"name": name, **TINY_MODELS[name], **TWO_LEVELS.get(name, {})}
+    return {**TINY_MODELS[name], **TWO_LEVELS.get(name, {})}
 
 
 def smoke_form(config: Mapping[str, Options], **changes: Options) -> dict[str, dict[str, Any]]:

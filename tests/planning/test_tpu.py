@@ -86,9 +86,7 @@ def test_copied_states_and_cut_rings_are_named():
 
 @pytest.mark.slow
 def test_dit_xl_2_compiles_for_sixteen_chips_and_what_does_not_fit_is_measured(monkeypatch):
-    config = load_config(
-        "configs/dit.py", ["--config.model.dtype=bfloat16", "--config.mesh.fsdp=16"], SCHEMA
-    )
+    config = load_config("configs/dit.py", ["--config.model.dtype=bfloat16", "--config.mesh.fsdp=16"], SCHEMA)
     facts = DatasetFacts(1000, tuple(map(str, range(1000))), "nothing")
     planner = Planner(config, facts, parse_topology("v5e:4x4"))
     compiled, compile_step = {}, planner.compile_step

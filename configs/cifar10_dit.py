@@ -11,16 +11,17 @@ CIFAR-10 (arXiv 2209.12152), which reaches FID 3.11 without labels.
 
 from ml_collections import ConfigDict
 
-from diffusion_jax.config import variant_words
+from diffusion_jax.config import one_of, variant_words
 from diffusion_jax.models.dit.dit import DIT_SIZES, dit_config
+from diffusion_jax.smoke import smoke_form
 
-VARIANTS = [f"{size}/{patch}" for size in DIT_SIZES for patch in (2, 4, 8)]
+SIZES = [f"{size}/{patch}" for size in DIT_SIZES for patch in (2, 4, 8)]
 
 
 def get_config(variant: str | None = None) -> ConfigDict:
     """Variants: a DiT size `S/2` (default) … `XL/8`; `smoke` (two steps of a tiny model on the digits)."""
-    words = variant_words(variant, [*VARIANTS, "smoke"])
-    size = next((word for word in words if word in VARIANTS), "S/2")
+    words = variant_words(variant, [*SIZES, "smoke"])
+    size = one_of(words, SIZES, "S/2")
     config = {
         "data": {"name": "tfds:cifar10", "split": "train", "image_size": 32, "channels": 3, "flip": True},
         "conditioner": {"name": "class", "label_drop": 0.1},
@@ -43,10 +44,4 @@ def get_config(variant: str | None = None) -> ConfigDict:
         "guidance": {"name": "cfg", "cfg_scale": 1.0},
         "sample": {"transform": "clip", "batch_size": 512},
     }
-    if "smoke" in words:
-        config["data"] |= {"name": "digits", "image_size": 8}
-        config["model"] |= {"depth": 2, "width": 32, "heads": 2, "patch_size": 2}
-        config["train"] |= {"steps": 2, "batch_size": 8, "log_every": 1, "sample_every": 2}
-        config["sampler"] |= {"steps": 2}
-        config["sample"] |= {"batch_size": 8, "grid": 8}
-    return ConfigDict(config)
+    return ConfigDict(smoke_form(config) if "smoke" in words else config)

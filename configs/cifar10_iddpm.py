@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax.config import variant_words
 from diffusion_jax.models.presets import preset
+from diffusion_jax.smoke import smoke_form
 
 BATCH_SIZE = 128
 
@@ -40,15 +41,4 @@ def get_config(variant: str | None = None) -> ConfigDict:
         "sample": {"transform": "clip", "batch_size": 512},
         "mesh": {"data": -1},
     }
-    if "smoke" in words:
-        config["data"] |= {"name": "digits", "split": "train", "image_size": 8}
-        config["model"] |= {
-            "model_channels": 32,
-            "channel_mult": (1,),
-            "num_res_blocks": 1,
-            "attention_resolutions": (),
-        }
-        config["train"] |= {"steps": 2, "batch_size": 8, "log_every": 1, "sample_every": 2}
-        config["sampler"] |= {"steps": 2}
-        config["sample"] |= {"batch_size": 8, "grid": 8}
-    return ConfigDict(config)
+    return ConfigDict(smoke_form(config) if "smoke" in words else config)

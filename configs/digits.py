@@ -7,6 +7,7 @@ diffusion-jax train --config configs/digits.py:smoke --workdir runs/smoke
 from ml_collections import ConfigDict
 
 from diffusion_jax.config import variant_words
+from diffusion_jax.smoke import smoke_form
 
 
 def get_config(variant: str | None = None) -> ConfigDict:
@@ -35,9 +36,4 @@ def get_config(variant: str | None = None) -> ConfigDict:
         "guidance": {"name": "cfg", "cfg_scale": 2.0, "interval": (0.3, 1.0)},
         "sample": {"transform": "clip", "batch_size": 250},
     }
-    if "smoke" in words:
-        config["model"] |= {"depth": 2, "width": 32, "heads": 2}
-        config["train"] |= {"steps": 2, "batch_size": 8, "log_every": 1, "sample_every": 2}
-        config["sampler"] |= {"steps": 2}
-        config["sample"] |= {"batch_size": 8, "grid": 8}
-    return ConfigDict(config)
+    return ConfigDict(smoke_form(config) if "smoke" in words else config)

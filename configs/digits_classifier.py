@@ -7,6 +7,7 @@ diffusion-jax sample --workdir runs/digits --out out --num 100 --cfg-scale 1 --c
 from ml_collections import ConfigDict
 
 from diffusion_jax.config import variant_words
+from diffusion_jax.smoke import smoke_form
 
 
 def get_config(variant: str | None = None) -> ConfigDict:
@@ -33,7 +34,4 @@ def get_config(variant: str | None = None) -> ConfigDict:
         "ema": {"name": "constant", "max_decay": 0.995},
         "train": {"steps": 500, "batch_size": 64, "log_every": 50, "save_every": 500},
     }
-    if "smoke" in words:
-        config["model"] |= {"norm_groups": 4, "model_channels": 8, "num_head_channels": 8}
-        config["train"] |= {"steps": 2, "batch_size": 8, "log_every": 1}
-    return ConfigDict(config)
+    return ConfigDict(smoke_form(config) if "smoke" in words else config)

@@ -17,6 +17,7 @@ There is no adversary: with `--config.discriminator.name=patchgan` and `--config
 from ml_collections import ConfigDict
 
 from diffusion_jax.config import variant_words
+from diffusion_jax.smoke import smoke_form
 
 
 def get_config(variant: str | None = None) -> ConfigDict:
@@ -61,9 +62,4 @@ def get_config(variant: str | None = None) -> ConfigDict:
         "evaluate": {"split": "test", "num": 256},
         "mesh": {"data": -1},
     }
-    if "smoke" in words:
-        config["data"] |= {"name": "shapes:images=64", "image_size": 16}
-        config["autoencoder"] |= {"ch": 8, "ch_mult": (1, 2)}
-        config["train"] |= {"steps": 2, "batch_size": 8, "log_every": 1, "sample_every": 2, "eval_every": 2}
-        config["evaluate"] |= {"num": 8, "batch_size": 1, "grid": 8}
-    return ConfigDict(config)
+    return ConfigDict(smoke_form(config, autoencoder={"ch": 8}) if "smoke" in words else config)

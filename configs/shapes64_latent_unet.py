@@ -9,6 +9,7 @@
 from ml_collections import ConfigDict
 
 from diffusion_jax.config import variant_words
+from diffusion_jax.smoke import smoke_form
 
 
 def get_config(variant: str | None = None) -> ConfigDict:
@@ -59,19 +60,15 @@ def get_config(variant: str | None = None) -> ConfigDict:
         "sample": {"batch_size": 40, "grid": 40},
     }
     if "smoke" in words:
-        config["data"] |= {"name": "shapes:images=64", "image_size": 16}
-        config["autoencoder"] |= {
-            "weights": "random",
-            "normalize": "scale",
-            "scale": 1.0,
-            "ch": 8,
-            "ch_mult": (1, 2),
-            "num_res_blocks": 1,
-            "mid_attention": False,
-            "norm_groups": 4,
-        }
-        config["model"] |= {"model_channels": 16, "num_head_channels": 16}
-        config["train"] |= {"steps": 2, "batch_size": 8, "log_every": 1, "sample_every": 2}
-        config["sampler"] |= {"steps": 2}
-        config["sample"] |= {"batch_size": 8, "grid": 8}
+        config = smoke_form(
+            config,
+            data={"name": "shapes:images=64", "image_size": 16},  # no cache has to be there
+            autoencoder={"normalize": "scale", "scale": 1.0, "ch": 8, "mid_attention": False, "norm_groups": 4},
+            model={
+                "model_channels": 16,
+                "channel_mult": (1, 2, 4),
+                "attention_resolutions": (2, 4),
+                "num_head_channels": 16,
+            },
+        )
     return ConfigDict(config)

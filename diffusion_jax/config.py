@@ -4,7 +4,7 @@ import json
 import os
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -35,6 +35,44 @@ def variant_words(variant: str | None, known: Sequence[str] = ("smoke",)) -> tup
         if word not in known:
             raise UserError(f"config variant '{word}' is not known{did_you_mean(word, known)}")
     return words
+
+
+def one_of(words: Sequence[str], choices: Iterable[str], default: str) -> str:
+    """The word of a variant that picks a row of a config file's table.
+
+    Args:
+      words: what `variant_words` returned.
+      choices: the words that exclude each other, such as the keys of the table.
+      default: what is picked where none of them is named.
+
+    Returns:
+      The one word of `choices` among `words`, or `default`.
+
+    Raises:
+      UserError: several of them are named.
+    """
+    choices = tuple(choices)
+    named = sorted({word for word in words if word in choices})
+    if len(named) > 1:
+        listed = " and ".join(f"'{word}'" for word in named)
+        raise UserError(f"config variant names {listed}, which exclude each other: name one of them")
+    return named[0] if named else default
+
+
+def with_changes(
+    config: Mapping[str, Mapping[str, Any]], changes: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """A config with some keys set otherwise.
+
+    Args:
+      config: section name to its keys and values.
+      changes: the same of the keys to set; sections and keys that `config` lacks are added.
+
+    Returns:
+      New sections; the arguments stay as they are.
+    """
+    places = dict.fromkeys((*config, *changes))
+    return {place: {**config.get(place, {}), **changes.get(place, {})} for place in places}
 
 
 def load_config(file: str, overrides: Sequence[str], schema: Schema) -> config_dict.ConfigDict:

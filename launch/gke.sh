@@ -4,7 +4,7 @@
 #   launch/gke.sh --name NAME --image IMAGE --accelerator KIND --hosts N --chips N [OPTIONS] -- TRAIN ARGUMENTS
 #   launch/gke.sh --name xl2 --image REGISTRY/diffusion_jax:1 --accelerator tpu-v5-lite-podslice --topology 4x4 \
 #       --hosts 4 --chips 4 --volume runs:/data --spot \
-#       -- --config configs/imagenet256_dit.py:XL/2 --workdir /data/runs/xl2
+#       -- --config configs/dit.py:XL/2 --workdir /data/runs/xl2
 #
 #   --name NAME         name of the JobSet
 #   --image IMAGE       container image with this library installed, the clone being its working directory

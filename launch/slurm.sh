@@ -3,7 +3,7 @@
 #
 #   launch/slurm.sh [--dry-run] [SBATCH OPTIONS] -- TRAIN ARGUMENTS
 #   launch/slurm.sh --nodes=2 --ntasks-per-node=8 --gpus-per-node=8 --cpus-per-task=12 --time=24:00:00 \
-#       -- --config configs/imagenet256_dit.py:XL/2 --workdir /shared/runs/xl2 --config.mesh.fsdp=16
+#       -- --config configs/dit.py:XL/2 --workdir /shared/runs/xl2 --config.mesh.fsdp=16
 #
 # Everything before "--" goes to sbatch, except --dry-run, which prints the sbatch command and the batch script. JAX takes
 # one GPU per task, so --ntasks-per-node equals --gpus-per-node (and --gpus-per-task, which hides the others, is left out).

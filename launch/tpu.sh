@@ -4,7 +4,7 @@
 #   launch/tpu.sh --name NAME --zone ZONE --type TYPE --version VERSION [OPTIONS] -- TRAIN ARGUMENTS
 #   launch/tpu.sh --name xl2 --zone us-west4-a --type v5litepod-16 --version v2-alpha-tpuv5-lite --create --spot \
 #       --setup 'sudo mkdir -p /data && sudo mount 10.0.0.2:/data /data' \
-#       -- --config configs/imagenet256_dit.py:XL/2 --workdir /data/runs/xl2
+#       -- --config configs/dit.py:XL/2 --workdir /data/runs/xl2
 #   launch/tpu.sh --name NAME --zone ZONE --delete
 #
 #   --name NAME, --zone ZONE  the queued resource, and its slices NAME or NAME-0, NAME-1, ...

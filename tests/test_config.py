@@ -10,10 +10,12 @@ from diffusion_jax.config import (
     differences,
     from_json,
     load_config,
+    one_of,
     override,
     read_config,
     to_json,
     variant_words,
+    with_changes,
 )
 from diffusion_jax.errors import UserError
 from diffusion_jax.schema import Section, convert
@@ -184,3 +186,21 @@ def test_every_shipped_config_is_complete_and_documents_its_command(path):
     schema = kind_of(written).schema
     assert set(override(written, [], schema)) == set(schema)
     assert f"--config {path}" in path.read_text()
+
+
+def test_one_word_of_a_table_is_picked():
+    assert one_of(("smoke", "cifar10"), {"celeba64": 1, "cifar10": 2}, "celeba64") == "cifar10"
+    assert one_of(("smoke",), ["celeba64", "cifar10"], "celeba64") == "celeba64"
+    assert one_of(("cifar10", "cifar10"), ["celeba64", "cifar10"], "celeba64") == "cifar10"
+    with pytest.raises(UserError, match="names 'celeba64' and 'cifar10', which exclude each other: name one of them"):
+        one_of(("cifar10", "celeba64"), ["celeba64", "cifar10", "cub128"], "celeba64")
+
+
+def test_changes_reach_into_sections_and_leave_the_arguments_alone():
+    config, changes = {"part": {"name": "small", "width": 8}, "other": {}}, {"part": {"width": 3}, "spare": {"a": 1}}
+    assert with_changes(config, changes) == {
+        "part": {"name": "small", "width": 3},
+        "other": {},
+        "spare": {"a": 1},
+    }
+    assert config["part"]["width"] == 8 and changes == {"part": {"width": 3}, "spare": {"a": 1}}

@@ -2,8 +2,8 @@
 
     diffusion-jax encode --autoencoder sd-vae --weights weights/sd-vae-ft-ema --data folder:/data/imagenet \\
         --image-size 256 --out caches/imagenet256
-    diffusion-jax encode --config configs/imagenet256_dit.py --out caches/imagenet256
-    diffusion-jax train --config configs/imagenet256_dit.py --config.data.name=cache:caches/imagenet256 …
+    diffusion-jax encode --config configs/dit.py --out caches/imagenet256
+    diffusion-jax train --config configs/dit.py --config.data.name=cache:caches/imagenet256 …
 
 Kept are mean and deviation of the posterior of each image and of its mirror image, so that training draws latents and
 flips afresh in every epoch, as if it encoded the images itself. The second form takes the sections `data` and

@@ -1,8 +1,8 @@
 """Says what a run needs on hardware that is not there: memory, largest batch, traffic, least time.
 
-    diffusion-jax plan --config configs/imagenet256_dit.py --topology v5e:16x16 --config.model.dtype=bfloat16
-    diffusion-jax plan --config configs/imagenet256_dit.py --topology v5p-128 --batch 2048 --config.mesh.fsdp=64
-    diffusion-jax plan --config configs/imagenet256_dit.py --topology h200x8 --classes 1000
+    diffusion-jax plan --config configs/dit.py --topology v5e:16x16 --config.model.dtype=bfloat16
+    diffusion-jax plan --config configs/dit.py --topology v5p-128 --batch 2048 --config.mesh.fsdp=64
+    diffusion-jax plan --config configs/dit.py --topology h200x8 --classes 1000
 
 The train step and the sampler are those of the run, compiled by the TPU compiler (the extra diffusion_jax[tpu]) for a
 topology by its torus, v5e:16x16, or by Cloud TPU's name, v5e-256, v6e-64, v5p-128 (which counts cores, two a chip);

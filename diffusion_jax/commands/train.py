@@ -1,10 +1,10 @@
 """Trains a model from a config file, or continues a run that was stopped.
 
     diffusion-jax train --config configs/digits.py --workdir runs/digits
-    diffusion-jax train --config configs/imagenet256_dit.py:L/2 --workdir runs/dit_l2 \\
+    diffusion-jax train --config configs/dit.py:L/2 --workdir runs/dit_l2 \\
         --config.data.name=folder:/data/imagenet --config.train.batch_size=512
 
-    diffusion-jax train --config configs/autoencoder_kl_f8.py --workdir runs/kl_f8 --config.lpips.weights=...
+    diffusion-jax train --config configs/ldm_autoencoder.py:kl-f8 --workdir runs/kl_f8 --config.lpips.weights=...
 
 A config's section `kind` says what it trains: a diffusion model (the default), the autoencoder of latent diffusion
 (`first_stage`; a diffusion model then takes the run's folder as its `autoencoder.weights`), or a classifier of noisy

@@ -17,30 +17,11 @@ from diffusion_jax.parallel.mesh import MeshConfig, make_mesh, replicated, to_gl
 from diffusion_jax.parallel.partition import path_name
 from diffusion_jax.runs.schemas import DIFFUSION_SCHEMA
 from diffusion_jax.runs.system import DiffusionSystem
+from diffusion_jax.smoke import tiny_options
 from diffusion_jax.training.diffusion_state import abstract_state, new_state
 from diffusion_jax.training.diffusion_step import make_train_step
 
 LABELS, NOTHING = ConditioningSpec(num_classes=10), ConditioningSpec()
-DIT = {"depth": 2, "width": 32, "heads": 4, "patch_size": 2}
-UNET = {
-    "model_channels": 16,
-    "channel_mult": (1, 2),
-    "num_res_blocks": 1,
-    "attention_resolutions": (2,),
-    "num_heads": 2,
-    "norm_groups": 4,
-}
-UVIT = {"depth": 3, "width": 32, "heads": 4, "patch_size": 2}
-IUVIT = {"depth": 3, "width": 32, "heads": 4, "patch_size": 2}
-ASCEND = {
-    "model_channels": 32,
-    "channel_mult": (1, 1),
-    "enc_depths": (1, 1),
-    "dec_blocks": (1, 1),
-    "attention_resolutions": (),
-    "num_head_channels": 16,
-    "window_size": 4,
-}
 
 # (independent matrices, rows, columns) of each kernel; 0 where AdamW has it.
 EXPECTED = {
@@ -79,15 +60,10 @@ EXPECTED = {
 @pytest.fixture(scope="module")
 def shapes():
     """Shapes of all parameters and their axes, by (backbone, name)."""
-    models = {
-        "dit": (LABELS, DIT),
-        "unet": (LABELS, UNET),
-        "uvit": (LABELS, UVIT),
-        "iuvit": (NOTHING, IUVIT),
-        "ascend": (NOTHING, ASCEND),
-    }
     found = {}
-    for backbone, (conditioning, options) in models.items():
+    for backbone in ("dit", "unet", "uvit", "iuvit", "ascend"):
+        conditioning = NOTHING if backbone in ("iuvit", "ascend") else LABELS
+        options = tiny_options(backbone)
         model = abstract_backbone(backbone, input_shape=(8, 8, 1), out_channels=1, conditioning=conditioning, **options)
 
         def note(path, leaf, numbers, backbone=backbone):
@@ -109,7 +85,8 @@ def test_the_axes_of_a_matrix(shapes, where):
 
 
 def test_gates_are_matrices_of_their_own():
-    model = abstract_backbone("dit", input_shape=(8, 8, 1), out_channels=1, conditioning=LABELS, **DIT, mlp="swiglu")
+    options = tiny_options("dit") | {"mlp": "swiglu"}
+    model = abstract_backbone("dit", input_shape=(8, 8, 1), out_channels=1, conditioning=LABELS, **options)
     numbers = hidden_matrices(model).blocks.mlp.w12.kernel.get_value()
     assert (numbers.reduction_axis, numbers.output_axis) == ((1,), (3,))
 
@@ -162,7 +139,7 @@ def train(mesh, steps=6, **optimizer_options):
         "data": {"name": "digits", "image_size": 8, "channels": 1},
         "conditioner": {"name": "class", "label_drop": 0.1},
         "autoencoder": {"name": "identity"},
-        "model": {"name": "dit", **DIT},
+        "model": {"name": "dit", **tiny_options("dit")},
         "path": {"name": "linear"},
         "prediction": {"kind": "velocity"},
         "loss": {"name": "flow_matching"},

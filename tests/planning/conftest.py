@@ -4,37 +4,11 @@ import pytest
 
 from diffusion_jax.config import complete, override
 from diffusion_jax.runs.schemas import DIFFUSION_SCHEMA
+from diffusion_jax.smoke import tiny_options
 
-# The smallest of its kind with enough tokens for the kernels of accelerators, and whether it takes labels.
-TINY = {
-    "ascend": (
-        False,
-        {
-            "model_channels": 32,
-            "channel_mult": (1, 1),
-            "enc_depths": (1, 1),
-            "dec_blocks": (1, 1),
-            "attention_resolutions": (),
-            "num_head_channels": 16,
-            "window_size": 4,
-        },
-    ),
-    "dit": (True, {"depth": 2, "width": 64, "heads": 4, "patch_size": 1}),
-    "iuvit": (False, {"depth": 3, "width": 64, "heads": 4, "patch_size": 1}),
-    "ldm_transformer": (True, {"depth": 1, "width": 64, "heads": 4, "patch_size": 1}),
-    "unet": (
-        True,
-        {
-            "model_channels": 16,
-            "channel_mult": (1, 2),
-            "num_res_blocks": 1,
-            "attention_resolutions": (2,),
-            "num_heads": 2,
-            "norm_groups": 4,
-        },
-    ),
-    "uvit": (True, {"depth": 3, "width": 64, "heads": 4, "patch_size": 1}),
-}
+UNCONDITIONAL = ("ascend", "iuvit")
+# Enough tokens, and heads wide enough, for the kernels of accelerators.
+TRANSFORMER = {"width": 64, "heads": 4, "patch_size": 1}
 
 
 @pytest.fixture(scope="session")
@@ -42,12 +16,12 @@ def tiny():
     """A function (backbone, overrides) → complete config of a tiny run on 16×16 pixels of data that is not there."""
 
     def config(name, *overrides):
-        labelled, options = TINY[name]
+        options = tiny_options(name)
         written = {
             "data": {"name": "folder:nowhere", "image_size": 16, "channels": 1},
-            "conditioner": {"name": "class", "label_drop": 0.1} if labelled else {"name": "none"},
+            "conditioner": {"name": "none"} if name in UNCONDITIONAL else {"name": "class", "label_drop": 0.1},
             "autoencoder": {"name": "identity"},
-            "model": {"name": name, **options, "dtype": "bfloat16"},
+            "model": {"name": name, **options, **(TRANSFORMER if "width" in options else {}), "dtype": "bfloat16"},
             "path": {"name": "ddpm"},
             "prediction": {"kind": "epsilon"},
             "loss": {"name": "simple"},

@@ -24,7 +24,7 @@ from diffusion_jax.planning.report import report
 from diffusion_jax.runs.schemas import DIFFUSION_SCHEMA
 
 FACTS = DatasetFacts(10, tuple("0123456789"), "nothing")
-DIT_S = "configs/imagenet256_dit.py:S/2"
+DIT_S = "configs/dit.py:S/2"
 
 
 @pytest.fixture(scope="module")
@@ -253,5 +253,5 @@ def test_the_command_prints_and_writes(capsys, tmp_path):
 
 def test_a_config_of_a_first_stage_is_refused(capsys):
     with pytest.raises(SystemExit):
-        main(["plan", "--config", "configs/autoencoder_kl_f8.py", "--topology", "h200x8"])
+        main(["plan", "--config", "configs/ldm_autoencoder.py:kl-f8", "--topology", "h200x8"])
     assert "trains a first stage" in capsys.readouterr().err

@@ -75,7 +75,7 @@ def test_a_plan_is_made_and_refuses_what_does_not_fit(tiny):
 
 
 def test_copied_states_and_cut_rings_are_named():
-    config = load_config("configs/imagenet256_dit.py", ["--config.model.dtype=bfloat16"], DIFFUSION_SCHEMA)
+    config = load_config("configs/dit.py", ["--config.model.dtype=bfloat16"], DIFFUSION_SCHEMA)
     planner = Planner(config, FACTS, parse_topology("v5e:4x4"))
     found = list(advice(planner.stage(256), planner.topology, Bound(1.0, 0.1, 0.1, 0.0)))
     assert len(found) == 1 and "every chip holds all 10.0 GiB" in found[0]
@@ -87,9 +87,7 @@ def test_copied_states_and_cut_rings_are_named():
 
 @pytest.mark.slow
 def test_dit_xl_2_compiles_for_sixteen_chips_and_what_does_not_fit_is_measured(monkeypatch):
-    config = load_config(
-        "configs/imagenet256_dit.py", ["--config.model.dtype=bfloat16", "--config.mesh.fsdp=16"], DIFFUSION_SCHEMA
-    )
+    config = load_config("configs/dit.py", ["--config.model.dtype=bfloat16", "--config.mesh.fsdp=16"], DIFFUSION_SCHEMA)
     facts = DatasetFacts(1000, tuple(map(str, range(1000))), "nothing")
     planner = Planner(config, facts, parse_topology("v5e:4x4"))
     compiled, compile_step = {}, planner.compile_step

@@ -1,10 +1,10 @@
 """The classifier of LDM-8-G on noisy ImageNet latents of vq-f8, which guides LDM-8 (arXiv 2112.10752, appendix C).
 
-With it and a scale of 10, LDM-8 (`configs/imagenet256_ldm8_unet.py`) reaches FID 8.11 after 2.9M steps and 7.76 after
-4.8M, where it has 17.41 and 15.51 alone. 111.6 M parameters. AdamW and its weight decay are published; rate, batch and
-length are those of LDM-8 (reconstructed).
+With it and a scale of 10, LDM-8 (`configs/ldm_unet.py:imagenet256-ldm8`) reaches FID 8.11 after 2.9M steps and 7.76
+after 4.8M, where it has 17.41 and 15.51 alone. 111.6 M parameters. AdamW and its weight decay are published; rate,
+batch and length are those of LDM-8 (reconstructed).
 
-    diffusion-jax train  --config configs/imagenet256_ldm8_classifier.py --workdir runs/classifier \\
+    diffusion-jax train  --config configs/ldm_classifier.py --workdir runs/classifier \\
         --config.data.name=folder:/data/imagenet --config.autoencoder.weights=/weights/vq-f8.ckpt
     diffusion-jax sample --workdir runs/ldm8 --out out --num 16 \\
         --classifier-workdir runs/classifier --classifier-scale 10
@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax.config import variant_words
 from diffusion_jax.models.unet.noisy_classifier import classifier_config
+from diffusion_jax.smoke import smoke_form
 
 
 def get_config(variant: str | None = None) -> ConfigDict:
@@ -33,23 +34,4 @@ def get_config(variant: str | None = None) -> ConfigDict:
         "train": {"steps": 300_000, "batch_size": 64, "save_every": 10_000},
         "mesh": {"data": -1},
     }
-    if "smoke" in words:
-        config["data"] |= {"name": "digits", "image_size": 8}
-        config["autoencoder"] |= {
-            "weights": "random",
-            "ch": 32,
-            "ch_mult": (1,),
-            "num_res_blocks": 1,
-            "attn_resolutions": (),
-            "num_codes": 32,
-        }
-        config["model"] |= {
-            "model_channels": 8,
-            "channel_mult": (1, 2),
-            "num_res_blocks": 1,
-            "attention_resolutions": (2,),
-            "num_head_channels": 8,
-            "norm_groups": 4,
-        }
-        config["train"] |= {"steps": 2, "batch_size": 8, "log_every": 1}
-    return ConfigDict(config)
+    return ConfigDict(smoke_form(config) if "smoke" in words else config)

@@ -4,22 +4,23 @@ The linear path with velocity prediction, sampled by the SDE with w = 2σ in 250
 guidance: S/2 57.6, B/2 33.0, L/2 18.8, XL/2 17.2; XL/2 after 7M steps 8.3, and with `guidance.cfg_scale=1.5` on the
 first three channels 2.06 (ODE 2.15).
 
-    diffusion-jax train --config configs/imagenet256_sit.py:XL/2 --workdir runs/sit_xl2 \\
+    diffusion-jax train --config configs/sit.py:XL/2 --workdir runs/sit_xl2 \\
         --config.data.name=folder:/data/imagenet --config.autoencoder.weights=/weights/sd-vae-ft-ema
 """
 
 from ml_collections import ConfigDict
 
-from diffusion_jax.config import variant_words
+from diffusion_jax.config import one_of, variant_words
 from diffusion_jax.models.presets import preset
+from diffusion_jax.smoke import smoke_form
 
-VARIANTS = ["S/2", "B/2", "L/2", "XL/2"]
+SIZES = ["S/2", "B/2", "L/2", "XL/2"]
 
 
 def get_config(variant: str | None = None) -> ConfigDict:
     """Variants: `S/2` … `XL/2` (default XL/2); `smoke` (two steps of a tiny model, untrained autoencoder, digits)."""
-    words = variant_words(variant, [*VARIANTS, "smoke"])
-    size = next((word for word in words if word in VARIANTS), "XL/2")
+    words = variant_words(variant, [*SIZES, "smoke"])
+    size = one_of(words, SIZES, "XL/2")
     config = {
         "data": {
             "name": "tfds:imagenet2012",
@@ -49,11 +50,4 @@ def get_config(variant: str | None = None) -> ConfigDict:
         "sample": {"batch_size": 128},
         "mesh": {"data": -1},
     }
-    if "smoke" in words:
-        config["data"] |= {"name": "digits", "image_size": 8}
-        config["autoencoder"] |= {"weights": "random", "ch": 32, "ch_mult": (1,), "num_res_blocks": 1}
-        config["model"] |= {"depth": 2, "width": 32, "heads": 2}
-        config["train"] |= {"steps": 2, "batch_size": 8, "log_every": 1, "sample_every": 2}
-        config["sampler"] |= {"steps": 2}
-        config["sample"] |= {"batch_size": 8, "grid": 8}
-    return ConfigDict(config)
+    return ConfigDict(smoke_form(config) if "smoke" in words else config)

@@ -6,7 +6,7 @@ and 80 epochs. FID-50K without guidance 7.13, where DiT-XL/2 has 19.50 after as 
 The better figures of the paper (5.14 after 64 epochs, 1.35 guided after 800) are for LightningDiT-XL/1 on the latents
 of VA-VAE, which is not among the first stages of this library; the model itself is the preset `lightningdit-xl/1`.
 
-    diffusion-jax train --config configs/imagenet256_lightningdit.py --workdir runs/lightningdit_xl2 \\
+    diffusion-jax train --config configs/lightningdit.py --workdir runs/lightningdit_xl2 \\
         --config.data.name=folder:/data/imagenet --config.autoencoder.weights=/weights/sd-vae-ft-ema
 
 `modern` is this library's own variation, with QK-norm and time features that resolve t ∈ [0, 1]. It has no published
@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax.config import variant_words
 from diffusion_jax.models.presets import preset
+from diffusion_jax.smoke import smoke_form
 
 
 def get_config(variant: str | None = None) -> ConfigDict:
@@ -54,11 +55,4 @@ def get_config(variant: str | None = None) -> ConfigDict:
         "sample": {"batch_size": 128},
         "mesh": {"data": -1},
     }
-    if "smoke" in words:
-        config["data"] |= {"name": "digits", "image_size": 8}
-        config["autoencoder"] |= {"weights": "random", "ch": 32, "ch_mult": (1,), "num_res_blocks": 1}
-        config["model"] |= {"depth": 2, "width": 32, "heads": 2}
-        config["train"] |= {"steps": 2, "batch_size": 8, "log_every": 1, "sample_every": 2}
-        config["sampler"] |= {"steps": 2}
-        config["sample"] |= {"batch_size": 8, "grid": 8}
-    return ConfigDict(config)
+    return ConfigDict(smoke_form(config) if "smoke" in words else config)

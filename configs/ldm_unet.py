@@ -26,8 +26,8 @@ for churches.
 
 `folder:` takes the 70,000 images of FFHQ in any sub-folders. The latents of churches must have unit variance, so their
 `autoencoder.scale` is 1 over the standard deviation of those of the training images; there is no published number. The
-class embeddings are not averaged with the UNet, as in the release. The share of dropped labels and η of imagenet256-ldm4
-are not published; 0.1 and 1 are choices. Learning rates written as a product are per image of the batch: one that is
+class embeddings are not averaged with the UNet, as in the release. Dropped labels and the η of imagenet256-ldm4 are
+not published: 0.1 and 1 are choices. Learning rates written as a product are per image of the batch: one that is
 overridden with the batch size must be scaled by hand.
 """
 

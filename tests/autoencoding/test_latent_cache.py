@@ -144,7 +144,7 @@ class Stops:
     def __init__(self, source, stops):
         self.source, self.stops, self.seen = source, stops, []
         self.num_classes, self.class_names = source.num_classes, source.class_names
-        self.image_shape, self.identity = source.image_shape, source.identity
+        self.image_shape, self.identity, self.record_spec = source.image_shape, source.identity, source.record_spec
 
     def __len__(self):
         return len(self.source)

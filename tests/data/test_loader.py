@@ -16,12 +16,14 @@ from diffusion_jax.data import DataConfig, all_records, batches, open_source
 from diffusion_jax.data.order import record_indices
 from diffusion_jax.data.sources import BadImage, SkipBadImages
 from diffusion_jax.errors import UserError
+from diffusion_jax.records import Field, image_records
 
 
 class Numbers:
     """Record i is an image full of i with label i; `bad` ones cannot be read; reading it first calls `wait(i)`."""
 
     num_classes, class_names, image_shape = 1, ("number",), (2, 2, 1)
+    record_spec = {**image_records((2, 2, 1)), "caption": Field((3,), "int64")}  # noqa: RUF012
 
     def __init__(self, count, bad=(), wait=lambda index: None):
         self.count, self.bad, self.wait = count, bad, wait

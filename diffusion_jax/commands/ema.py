@@ -6,7 +6,8 @@
     diffusion-jax sample --workdir runs/digits_ema015 --out samples --num 40
 
 The average has the power-function profile of relative width sigma_rel at the chosen step (Karras et al. 2024, section 3
-and algorithm 3). --out becomes a run folder whose one checkpoint holds it as its `ema`.
+and algorithm 3), as nearly as the snapshots allow: the width obtained is stated, and one whose profile misses more than
+20 % of that asked for is refused. --out becomes a run folder whose one checkpoint holds the average as its `ema`.
 """
 
 from absl import flags
@@ -26,5 +27,8 @@ def run(values: flags.FlagValues) -> None:
     from diffusion_jax.runs.folder import RunFolder
     from diffusion_jax.runs.posthoc_ema import reconstruct
 
-    reconstruct(RunFolder(values.workdir), RunFolder(values.out), values.sigma_rel, values.step)
-    print(f"{values.out}: an average of width {values.sigma_rel}; sample from it with --workdir {values.out}")
+    fit = reconstruct(RunFolder(values.workdir), RunFolder(values.out), values.sigma_rel, values.step)
+    print(
+        f"{values.out}: an average of width {fit.sigma_rel:.3g} for {values.sigma_rel:g}, whose profile misses "
+        f"{100 * fit.misfit:.1f} %; sample from it with --workdir {values.out}"
+    )

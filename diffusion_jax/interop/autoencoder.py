@@ -24,6 +24,18 @@ PUBLISHED = (
     "stabilityai/sd-vae-ft-mse; put their config.json and diffusion_pytorch_model.safetensors in one folder and name it"
 )
 
+# What published files hold beside the autoencoder, for its training alone.
+TRAINING_ONLY = (
+    "loss.*",  # LPIPS, the discriminator and the log-variance of LDM
+    "discriminator.*",
+    "perceptual_loss.*",
+    "logvar",
+    "model_ema.*",
+    "colorize",  # random colours in which LDM logs segmentation maps
+    "foundation_model.*",  # the network that VA-VAE aligns its latents with
+    "linear_proj.*",  # and the projection between the two
+)
+
 # What a diffusers AutoencoderKL takes for the keys that its config.json, often written by an older release, lacks.
 DIFFUSERS_DEFAULTS: dict[str, Any] = {
     "in_channels": 3,
@@ -77,7 +89,7 @@ def load_autoencoder(path: str | Path, model: Autoencoder | None = None) -> Any:
     if naming is None:
         raise UserError(f"'{file}' has neither the LDM nor the diffusers names of an autoencoder")
     entries = autoencoder_entries(model, naming)
-    return load_state_dict(model, state_dict, entries, ignore=("loss.*", "model_ema.*"), source=f"'{file}'")
+    return load_state_dict(model, state_dict, entries, ignore=TRAINING_ONLY, source=f"'{file}'")
 
 
 def load_first_stage(first_stage: AnyFirstStage, path: str) -> AnyFirstStage:

@@ -283,7 +283,9 @@ def _check_names(wanted: list[str], spare: list[str], state_dict: Mapping[str, n
     for fault, names in (("lacks", missing), ("has unexpected", unexpected)):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            faults.append(f"{fault} '{names[0]}'{more}")
+            parts = sorted({name.partition(".")[0] for name in names})
+            among = f" (of {', '.join(parts)})" if len(parts) > 1 else ""
+            faults.append(f"{fault} '{names[0]}'{more}{among}")
     if faults:
         raise UserError(f"{source} {' and '.join(faults)}: not the weights of this model; check the configuration")
 

@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -167,6 +168,10 @@ def gamma_of_width(sigma_rel: float) -> float:
     return float(np.max(roots[np.abs(roots.imag) < 1e-9].real))
 
 
+# The largest share of a profile that a combination of others may miss and still go by its width.
+LARGEST_MISFIT = 0.2
+
+
 class Snapshot(NamedTuple):
     """One stored average.
 
@@ -210,6 +215,54 @@ def posthoc_weights(stored: Sequence[Snapshot], target: Snapshot) -> np.ndarray:
     # Profiles of neighbouring snapshots are nearly the same, so the system is solved in the least-squares sense.
     weights = np.linalg.lstsq(gram, right, rcond=1e-15)[0]
     return weights / weights.sum()
+
+
+class Fit(NamedTuple):
+    """How near a combination of profiles comes to the one wanted.
+
+    Attributes:
+      sigma_rel: standard deviation of the combination over the time of the one wanted; NaN where negative weights
+        leave it none.
+      misfit: the distance between the two densities over the norm of the one wanted, both in L₂; 0 is exact.
+    """
+
+    sigma_rel: float
+    misfit: float
+
+
+def posthoc_fit(stored: Sequence[Snapshot], weights: np.ndarray, target: Snapshot) -> Fit:
+    """What a combination of stored averages amounts to.
+
+    Args:
+      stored: the averages at hand.
+      weights: [len(stored)] of sum 1, from `posthoc_weights`.
+      target: the profile wanted.
+
+    Returns:
+      The width of the combination and its relative distance from the profile wanted.
+    """
+    gram = np.array([[profile_product(a, b) for b in stored] for a in stored])
+    along = np.array([profile_product(a, target) for a in stored])
+    norm = profile_product(target, target)
+    square = (weights @ gram @ weights - 2 * along @ weights + norm) / norm
+    gammas = np.array([gamma_of_width(snapshot.sigma_rel) for snapshot in stored])
+    times = np.array([snapshot.time for snapshot in stored]) / target.time
+    mean, mean_square = (np.sum(weights * times**k * (gammas + 1) / (gammas + 1 + k)) for k in (1, 2))
+    variance = mean_square - mean**2
+    width = math.sqrt(variance) if variance > 0 else math.nan
+    return Fit(width, math.sqrt(max(square, 0.0)))
+
+
+def check_fit(fit: Fit, target: Snapshot) -> None:
+    """Raises a `UserError` where the misfit is beyond `LARGEST_MISFIT`."""
+    if fit.misfit > LARGEST_MISFIT:
+        width = "no width" if math.isnan(fit.sigma_rel) else f"width {fit.sigma_rel:.3g}"
+        raise UserError(
+            f"ema: the snapshots do not give an average of width {target.sigma_rel:g} at step {target.time:g}: the "
+            f"nearest has {width} and misses {100 * fit.misfit:.0f} % of the profile, of at most "
+            f"{100 * LARGEST_MISFIT:.0f} %; ask for a width nearer to those stored, or train with more snapshots "
+            "(a smaller train.snapshot_every) and two train.ema_widths"
+        )
 
 
 def posthoc_average(weights: np.ndarray, load: Callable[[int], Any]) -> Any:

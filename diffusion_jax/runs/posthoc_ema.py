@@ -5,13 +5,21 @@ from typing import Any
 import jax
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.optim.ema_profiles import PowerEMA, Snapshot, posthoc_average, posthoc_weights
+from diffusion_jax.optim.ema_profiles import (
+    Fit,
+    PowerEMA,
+    Snapshot,
+    check_fit,
+    posthoc_average,
+    posthoc_fit,
+    posthoc_weights,
+)
 from diffusion_jax.parallel.mesh import MeshConfig, make_mesh
 from diffusion_jax.runs.folder import RunFolder, read_metadata
 from diffusion_jax.runs.system import System
 
 
-def reconstruct(folder: RunFolder, out: RunFolder, sigma_rel: float, step: str) -> None:
+def reconstruct(folder: RunFolder, out: RunFolder, sigma_rel: float, step: str) -> Fit:
     """Combines the snapshots of a run up to a step into one average (Karras et al. 2024, algorithm 3).
 
     Args:
@@ -20,8 +28,12 @@ def reconstruct(folder: RunFolder, out: RunFolder, sigma_rel: float, step: str) 
       sigma_rel: relative width of the average.
       step: "latest" or the step of a snapshot.
 
+    Returns:
+      The width of the average that was written, and how far its profile is from the one asked for.
+
     Raises:
-      UserError: no snapshots, no such step, a width without a profile, or `out` already holds checkpoints.
+      UserError: no snapshots, no such step, a width without a profile or too far from what the snapshots can give, or
+        `out` already holds checkpoints.
     """
     PowerEMA(sigma_rel=sigma_rel)
     if not folder.has_snapshots:
@@ -37,7 +49,10 @@ def reconstruct(folder: RunFolder, out: RunFolder, sigma_rel: float, step: str) 
 
     widths = system.train.ema_widths
     stored = [Snapshot(time, width) for time in snapshots.steps() if time <= chosen for width in widths]
-    weights = posthoc_weights(stored, Snapshot(chosen, sigma_rel))
+    target = Snapshot(chosen, sigma_rel)
+    weights = posthoc_weights(stored, target)
+    fit = posthoc_fit(stored, weights, target)
+    check_fit(fit, target)
 
     def load(i: int) -> Any:
         return snapshots.read(int(stored[i].time), {str(stored[i].sigma_rel): model})[str(stored[i].sigma_rel)]
@@ -46,6 +61,7 @@ def reconstruct(folder: RunFolder, out: RunFolder, sigma_rel: float, step: str) 
     checkpoints = out.checkpoints()
     if checkpoints.steps():
         raise UserError(f"--out {out}: checkpoints are already there; use another folder")
-    provenance = {"workdir": str(folder), "sigma_rel": sigma_rel, "snapshots": len(stored)}
+    provenance = {"workdir": str(folder), "sigma_rel": sigma_rel, "snapshots": len(stored), "misfit": fit.misfit}
     checkpoints.save(chosen, {"ema": average}, metadata.with_more(posthoc_ema=provenance).to_json())
     checkpoints.close()
+    return fit

@@ -125,6 +125,24 @@ def test_ldm_file_round_trips_bit_for_bit(golden, tmp_path):
     assert_equal(parameter_paths(again), parameter_paths(model))
 
 
+def test_parts_that_only_training_needs_are_passed_over(golden, tmp_path):
+    theirs = weights(golden("ldm_autoencoder_kl"))
+    save_file(theirs, tmp_path / "kl.safetensors")
+    expected = parameter_paths(load_autoencoder(tmp_path / "kl.safetensors", abstract(**LDM_KWARGS)))
+
+    # VA-VAE's file has its foundation model and the projection to it; others the discriminator, LPIPS, an average.
+    training = ("foundation_model.model.blocks.0.attn.qkv.weight", "linear_proj.weight", "discriminator.main.0.bias")
+    training += ("perceptual_loss.lin0.model.1.weight", "logvar", "loss.logvar", "model_ema.decay", "colorize")
+    save_file(theirs | {name: np.zeros(1) for name in training}, tmp_path / "trained.safetensors")
+    found = load_autoencoder(tmp_path / "trained.safetensors", abstract(**LDM_KWARGS))
+    assert_equal(parameter_paths(found), expected)
+
+    spare = ("adapter.weight", "adapter.bias", "refiner.weight")
+    save_file(theirs | {name: np.zeros(1) for name in spare}, tmp_path / "spare.safetensors")
+    with pytest.raises(UserError, match=r"has unexpected 'adapter\.bias' and 2 more \(of adapter, refiner\): not"):
+        load_autoencoder(tmp_path / "spare.safetensors", abstract(**LDM_KWARGS))
+
+
 def test_diffusers_names_old_and_new_are_the_same_model(diffusers, folder):
     model = load_autoencoder(folder)
     file = folder / "diffusion_pytorch_model.safetensors"

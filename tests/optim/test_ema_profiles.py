@@ -12,9 +12,11 @@ from diffusion_jax.optim.ema_profiles import (
     PowerEMA,
     Snapshot,
     WarmupEMA,
+    check_fit,
     ema_update,
     gamma_of_width,
     posthoc_average,
+    posthoc_fit,
     posthoc_weights,
     profile_product,
     width_of_gamma,
@@ -115,6 +117,42 @@ def test_reconstruction_of_another_width(sigma_rel):
     weights = posthoc_weights(stored, Snapshot(float(steps), sigma_rel))
     np.testing.assert_allclose(weights.sum(), 1, rtol=1e-12)
     np.testing.assert_allclose(np.dot(weights, values), tracks[sigma_rel][-1], atol=2e-3 if sigma_rel < 0.2 else 8e-3)
+
+
+def density(snapshot, tau):
+    gamma = gamma_of_width(snapshot.sigma_rel)
+    return np.where(tau <= snapshot.time, (gamma + 1) * tau**gamma / snapshot.time ** (gamma + 1), 0)
+
+
+@pytest.mark.parametrize("sigma_rel", [0.05, 0.15, 0.25, 0.03])
+def test_fit_is_that_of_the_densities(sigma_rel):
+    stored, target = snapshots(8), Snapshot(8.0, sigma_rel)
+    weights = posthoc_weights(stored, target)
+    fit = posthoc_fit(stored, weights, target)
+    step = 8 / 400_000
+    tau = (np.arange(400_000) + 0.5) * step
+    wanted, found = density(target, tau), sum(w * density(s, tau) for w, s in zip(weights, stored, strict=True))
+    misfit = np.sqrt(np.sum((found - wanted) ** 2) / np.sum(wanted**2))
+    np.testing.assert_allclose(fit.misfit, misfit, rtol=1e-3, atol=1e-5)
+    mean = np.sum(tau * found) * step
+    width = np.sqrt(np.sum((tau - mean) ** 2 * found) * step) / 8
+    np.testing.assert_allclose(fit.sigma_rel, width, rtol=1e-3)
+    check_fit(fit, target)
+
+
+@pytest.mark.parametrize(
+    ("stored", "sigma_rel", "obtained"),
+    [
+        ([Snapshot(20.0, 0.05)], 0.2, r"width 0\.05 and misses 184 %"),
+        (snapshots(1), 0.15, r"width 0\.105 and misses 25 %"),
+        (snapshots(8), 0.01, r"no width and misses 53 %"),
+    ],
+)
+def test_a_width_that_the_snapshots_cannot_give_is_refused(stored, sigma_rel, obtained):
+    target = Snapshot(stored[-1].time, sigma_rel)
+    fit = posthoc_fit(stored, posthoc_weights(stored, target), target)
+    with pytest.raises(UserError, match=rf"width {sigma_rel:g} at step .* has {obtained}[^\n]*snapshot_every\)[^\n]*$"):
+        check_fit(fit, target)
 
 
 def test_average_of_pytrees():

@@ -2,12 +2,26 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
-from diffusion_jax.models.backbones import abstract_backbone, make_backbone
+from diffusion_jax.models.backbones import abstract_backbone, backbone_macs, make_backbone
 from diffusion_jax.models.conditioning.parts import UNCONDITIONAL, ConditioningSpec
+
+
+class Counts(NamedTuple):
+    """The size of a model.
+
+    Attributes:
+      parameters: their number.
+      macs: multiply-adds of a forward pass of one image; of a first stage, of encoding and decoding it.
+      tokens: length of the longest sequence that is attended to; 0 without attention.
+    """
+
+    parameters: int
+    macs: int
+    tokens: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,3 +76,9 @@ class Preset:
             conditioning=self.conditioning,
             **self.options,
         )
+
+    def count(self) -> Counts:
+        """The size of the model, counted from shapes in up to some seconds; `COUNTS` has it at once."""
+        model = self.abstract()
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(model))
+        return Counts(parameters, backbone_macs(model, self.input_shape, self.conditioning), model.sequence_length)

@@ -24,10 +24,9 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues) -> None:
     """Runs the command."""
-    from diffusion_jax.runs.folder import RunFolder
     from diffusion_jax.runs.posthoc_ema import reconstruct
 
-    fit = reconstruct(RunFolder(values.workdir), RunFolder(values.out), values.sigma_rel, values.step)
+    fit = reconstruct(values.workdir, values.out, values.sigma_rel, values.step)
     print(
         f"{values.out}: an average of width {fit.sigma_rel:.3g} for {values.sigma_rel:g}, whose profile misses "
         f"{100 * fit.misfit:.1f} %; sample from it with --workdir {values.out}"

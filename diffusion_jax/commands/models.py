@@ -27,9 +27,10 @@ def run(values: flags.FlagValues) -> None:
     from diffusion_jax.errors import UserError
     from diffusion_jax.models.presets import PRESETS
     from diffusion_jax.models.presets.counts import COUNTS
-    from diffusion_jax.models.presets.first_stages import FIRST_STAGE_PRESETS
+    from diffusion_jax.models.presets.first_stages import FIRST_STAGE_PRESETS, FirstStagePreset
+    from diffusion_jax.models.presets.preset import Preset
 
-    models = {**PRESETS, **FIRST_STAGE_PRESETS}
+    models: dict[str, Preset | FirstStagePreset] = {**PRESETS, **FIRST_STAGE_PRESETS}
     names = fnmatch.filter(models, values.only)
     if not names:
         near = difflib.get_close_matches(values.only, models, n=1)

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+from etils import epath
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.optim.ema_profiles import (
@@ -19,11 +20,11 @@ from diffusion_jax.runs.folder import RunFolder, read_metadata
 from diffusion_jax.runs.system import System
 
 
-def reconstruct(folder: RunFolder, out: RunFolder, sigma_rel: float, step: str) -> Fit:
+def reconstruct(workdir: epath.PathLike, out: epath.PathLike, sigma_rel: float, step: str) -> Fit:
     """Combines the snapshots of a run up to a step into one average (Karras et al. 2024, algorithm 3).
 
     Args:
-      folder: the run.
+      workdir: the run.
       out: the run folder to make; its checkpoint has the one item `ema`.
       sigma_rel: relative width of the average.
       step: "latest" or the step of a snapshot.
@@ -36,6 +37,7 @@ def reconstruct(folder: RunFolder, out: RunFolder, sigma_rel: float, step: str) 
         `out` already holds checkpoints.
     """
     PowerEMA(sigma_rel=sigma_rel)
+    folder = RunFolder(workdir)
     if not folder.has_snapshots:
         raise UserError(
             f"{folder}: no snapshots; train with --config.train.ema_widths and --config.train.snapshot_every"
@@ -58,7 +60,7 @@ def reconstruct(folder: RunFolder, out: RunFolder, sigma_rel: float, step: str) 
         return snapshots.read(int(stored[i].time), {str(stored[i].sigma_rel): model})[str(stored[i].sigma_rel)]
 
     average = posthoc_average(weights, load)
-    checkpoints = out.checkpoints()
+    checkpoints = RunFolder(out).checkpoints()
     if checkpoints.steps():
         raise UserError(f"--out {out}: checkpoints are already there; use another folder")
     provenance = {"workdir": str(folder), "sigma_rel": sigma_rel, "snapshots": len(stored), "misfit": fit.misfit}

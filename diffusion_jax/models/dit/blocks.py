@@ -17,6 +17,7 @@ from flax import nnx
 
 from diffusion_jax.models.layers.norms import LayerNorm, RMSNorm
 from diffusion_jax.models.layers.remat import recomputed
+from diffusion_jax.models.layers.residual import add
 from diffusion_jax.models.layers.swiglu import SwiGLU
 from diffusion_jax.models.layers.transformer import MLP, CrossAttention, QKNorm, SelfAttention
 
@@ -69,12 +70,6 @@ def modulate(x: jax.Array, shift: jax.Array | None, scale: jax.Array) -> jax.Arr
     """Applies one [B, D] scale, and shift if there is one, to all tokens of [B, N, D]: x (1 + scale) + shift."""
     x = x * (1 + scale[:, None])
     return x if shift is None else x + shift[:, None]
-
-
-def add(x: jax.Array, branch: jax.Array, gate: jax.Array | None = None) -> jax.Array:
-    """x + gate · branch over [B, N, D], gate [B, D], summed in float32 and kept in the dtype of x."""
-    branch = branch.astype(jnp.float32)
-    return (x.astype(jnp.float32) + (branch if gate is None else gate[:, None] * branch)).astype(x.dtype)
 
 
 class AdaLNBlock(nnx.Module):

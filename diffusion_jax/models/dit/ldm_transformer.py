@@ -14,6 +14,7 @@ from diffusion_jax.models.layers.norms import LayerNorm
 from diffusion_jax.models.layers.patches import patch_grid, patchify, unpatchify
 from diffusion_jax.models.layers.precision import DTypeName, Precision
 from diffusion_jax.models.layers.remat import RematPolicy
+from diffusion_jax.models.layers.residual import add
 from diffusion_jax.models.layers.scan_blocks import scan_blocks
 from diffusion_jax.models.layers.transformer import MLP, XAVIER_UNIFORM, Linear, SelfAttention
 
@@ -42,8 +43,8 @@ class ViTBlock(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps tokens [B, N, D] to [B, N, D], in the dtype of x."""
-        x = x + self.attn(self.norm1(x)).astype(x.dtype)  # [B, N, D]
-        return x + self.mlp(self.norm2(x)).astype(x.dtype)  # [B, N, D]
+        x = add(x, self.attn(self.norm1(x)))  # [B, N, D]
+        return add(x, self.mlp(self.norm2(x)))  # [B, N, D]
 
 
 class ViT(nnx.Module):

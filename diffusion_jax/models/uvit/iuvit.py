@@ -16,6 +16,7 @@ from diffusion_jax.models.layers.norms import LayerNorm
 from diffusion_jax.models.layers.patches import unpatchify
 from diffusion_jax.models.layers.precision import DTypeName, Precision
 from diffusion_jax.models.layers.remat import RematPolicy
+from diffusion_jax.models.layers.residual import add
 from diffusion_jax.models.layers.transformer import MLP, ZEROS, CrossAttention, SelfAttention
 from diffusion_jax.models.uvit.dwconv_ffn import DWConvFFN, ExtraTokens
 from diffusion_jax.models.uvit.long_skips import INIT, PARTITION_RULES, LongSkips
@@ -57,10 +58,10 @@ class IUViTBlock(nnx.Module):
 
     def __call__(self, x: jax.Array, text: Text | None) -> jax.Array:
         """Maps tokens [B, N, D], told a text if there is cross-attention, to [B, N, D] in the dtype of x."""
-        x = x + self.attn(self.norm1(x)).astype(x.dtype)  # [B, N, D]
+        x = add(x, self.attn(self.norm1(x)))  # [B, N, D]
         if text is not None:
-            x = x + self.cross(self.norm_cross(x), text.tokens, text.mask).astype(x.dtype)  # [B, N, D]
-        return x + self.ffn(self.norm2(x)).astype(x.dtype)  # [B, N, D]
+            x = add(x, self.cross(self.norm_cross(x), text.tokens, text.mask))  # [B, N, D]
+        return add(x, self.ffn(self.norm2(x)))  # [B, N, D]
 
 
 class RearrangeFirstHead(nnx.Module):

@@ -13,6 +13,7 @@ from diffusion_jax.models.layers.norms import LayerNorm
 from diffusion_jax.models.layers.patches import patch_grid, patchify, unpatchify
 from diffusion_jax.models.layers.precision import DTypeName, Precision
 from diffusion_jax.models.layers.remat import RematPolicy
+from diffusion_jax.models.layers.residual import add
 from diffusion_jax.models.layers.transformer import MLP, Linear, SelfAttention
 from diffusion_jax.models.uvit.long_skips import INIT, PARTITION_RULES, LongSkips
 
@@ -39,8 +40,8 @@ class UViTBlock(nnx.Module):
 
     def __call__(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
         """Maps tokens [B, N, D], those with `mask` [B, N] False attended to by none, to [B, N, D] in the dtype of x."""
-        x = x + self.attn(self.norm1(x), mask=mask).astype(x.dtype)  # [B, N, D]
-        return x + self.ffn(self.norm2(x)).astype(x.dtype)  # [B, N, D]
+        x = add(x, self.attn(self.norm1(x), mask=mask))  # [B, N, D]
+        return add(x, self.ffn(self.norm2(x)))  # [B, N, D]
 
 
 class TokenEmbedding(nnx.Module):

@@ -11,6 +11,7 @@ from diffusion_jax.interop.mapping import Entry, load_state_dict
 from diffusion_jax.interop.unet import unet_entries
 from diffusion_jax.interop.uvit import uvit_entries
 from diffusion_jax.models.backbones import abstract_backbone
+from diffusion_jax.models.conditioning.encoders import Conditioned
 from diffusion_jax.models.conditioning.parts import UNCONDITIONAL, ConditioningSpec
 
 
@@ -42,7 +43,8 @@ def fill_backbone(kind: str, module: Any, state_dict: Mapping[str, np.ndarray], 
 
     Args:
       kind: one of `OFFICIAL_NAMES`.
-      module: a backbone of that kind and of the weights' configuration, or its `jax.eval_shape`.
+      module: a backbone of that kind and of the weights' configuration, or its `jax.eval_shape`. Of a `Conditioned`
+        the backbone is filled.
       state_dict: arrays under official names, PyTorch layouts.
       source: what errors call the state dict.
 
@@ -52,6 +54,9 @@ def fill_backbone(kind: str, module: Any, state_dict: Mapping[str, np.ndarray], 
     Raises:
       UserError: a tensor is missing, unexpected or of another shape, or the model is of another kind.
     """
+    if isinstance(module, Conditioned):
+        backbone = fill_backbone(kind, module.backbone, state_dict, source=source)
+        return Conditioned(backbone, module.encoder)
     names = OFFICIAL_NAMES[kind]
     if names.check:
         names.check(module, state_dict, source)

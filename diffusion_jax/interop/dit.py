@@ -18,7 +18,8 @@ def dit_entries(model: DiT) -> list[Entry]:
     """The name table of a DiT, as in the official state dicts.
 
     SwiGLU, RMSNorm and QK-norm go by the names of LightningDiT, the projector by those of REPA. There is no release of
-    the cross-attention and in-context designs; their further layers have names in the manner of the rest.
+    the cross-attention and in-context designs, nor of models of vectors and tokens; their further layers have names in
+    the manner of the rest.
 
     Args:
       model: the model, abstract or not; its patch size and number of heads enter the layouts.
@@ -31,7 +32,9 @@ def dit_entries(model: DiT) -> list[Entry]:
         *conv("x_embedder.proj", "patch_embed", transform=ConvAsLinear(model.patch_size)),
         *linear("t_embedder.mlp.0", "time_embed/fc1"),
         *linear("t_embedder.mlp.2", "time_embed/fc2"),
-        *(labels if hasattr(model, "label_embed") else []),
+        *(labels if model.label_embed is not None else []),
+        *(linear("vector_embedder", "vector_embed/linear") if model.vector_embed is not None else []),
+        *(linear("context_embedder", "context_embed") if model.context_embed is not None else []),
         *_block_entries(model.blocks),
         *_norm("final_layer.norm_final", "final/norm", model.final.norm),
         *(linear("final_layer.adaLN_modulation.1", "final/modulation") if model.adaln else []),
@@ -48,7 +51,7 @@ def _block_entries(blocks: Any) -> list[Entry]:
         *linear("blocks.{i}.attn.proj", "blocks/attn/proj"),
         *_norm("blocks.{i}.norm2", "blocks/norm2", blocks.norm2),
     ]
-    if hasattr(attn, "q_norm"):
+    if attn.q_norm is not None:
         entries += _norm("blocks.{i}.attn.q_norm", "blocks/attn/q_norm", attn.q_norm)
         entries += _norm("blocks.{i}.attn.k_norm", "blocks/attn/k_norm", attn.k_norm)
     if hasattr(mlp, "w12"):

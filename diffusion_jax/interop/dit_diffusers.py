@@ -187,12 +187,13 @@ def _check_known_to_diffusers(model: DiT) -> None:
         "norm='layer'": not hasattr(blocks.norm1, "scale"),
         "mlp='gelu'": hasattr(blocks.mlp, "fc1"),
         "mlp_ratio=4": hasattr(blocks.mlp, "fc1") and blocks.mlp.fc1.kernel.shape[-1] == 4 * model.width,
-        "qk_norm='none'": not hasattr(blocks.attn, "q_norm"),
+        "qk_norm='none'": blocks.attn.q_norm is None,
         "rope=False": not model.head_width,
         "base_grid=None": model.base_grid is None,
         "time_scale=1": model.time_embed.time_scale == 1,
         "a square input": model.grid[0] == model.grid[1],
         "repa_depth=0": not model.repa_depth,
+        "no condition but the class": model.vector_embed is None,
         "a null class": model.conditioning.null_class,
     }
     for option, holds in classic.items():

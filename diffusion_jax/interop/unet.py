@@ -57,6 +57,8 @@ class FusedQKV:
 def unet_entries(model: UNet, *, qkv_first: bool = False) -> list[Entry]:
     """The name table of a UNet.
 
+    The released code has no pooled embedding; its map has a name in the manner of the label's.
+
     Args:
       model: concrete or abstract.
       qkv_first: how the attention blocks order the channels of q, k and v: (heads, 3, d) in LDM, IDDPM and ADM, or
@@ -66,7 +68,11 @@ def unet_entries(model: UNet, *, qkv_first: bool = False) -> list[Entry]:
       One entry for every parameter.
     """
     labels = [Entry("label_emb.weight", "label_embed/table/embedding")]
-    entries = [*(labels if hasattr(model, "label_embed") else []), *_trunk(model.encoder, qkv_first)]
+    entries = [
+        *(labels if model.label_embed is not None else []),
+        *(linear("vector_emb", "vector_embed/linear") if model.vector_embed is not None else []),
+        *_trunk(model.encoder, qkv_first),
+    ]
     number = 0
     for i in reversed(range(len(model.decoder.levels))):
         level = model.decoder.levels[i]
@@ -136,7 +142,7 @@ def _res_block(theirs: str, ours: str, block: ResBlock) -> list[Entry]:
 
 
 def _resampler(theirs: str, ours: str, resampler: Resampler, convolution: str) -> list[Entry]:
-    if hasattr(resampler, "res"):
+    if resampler.res is not None:
         return _res_block(theirs, f"{ours}/res", resampler.res)
     return conv(f"{theirs}.{convolution}", f"{ours}/conv")
 

@@ -9,6 +9,8 @@ _TIME = [*linear("time_embed.0", "embed/time_embed/fc1"), *linear("time_embed.2"
 def uvit_entries(model: UViT) -> list[Entry]:
     """The name table of a U-ViT, as in the official state dicts.
 
+    The released code has no pooled embedding; its map has a name in the manner of the label's.
+
     Args:
       model: the model, abstract or not; its patch size, heads and options enter the table.
 
@@ -19,8 +21,9 @@ def uvit_entries(model: UViT) -> list[Entry]:
     return [
         *conv("patch_embed.proj", "embed/patch_embed", transform=ConvAsLinear(embed.patch_size)),
         Entry("pos_embed", "embed/positions", Squeeze()),
-        *(_TIME if hasattr(embed, "time_embed") else []),
-        *([Entry("label_emb.weight", "embed/label_embed/table/embedding")] if hasattr(embed, "label_embed") else []),
+        *(_TIME if embed.time_embed is not None else []),
+        *([Entry("label_emb.weight", "embed/label_embed/table/embedding")] if embed.label_embed is not None else []),
+        *(linear("vector_emb", "embed/vector_embed/linear") if embed.vector_embed is not None else []),
         *(linear("context_embed", "embed/context_embed") if embed.context_length else []),
         *_block(model, "in_blocks.{i}", "trunk/down"),
         *_block(model, "mid_block", "trunk/middle"),

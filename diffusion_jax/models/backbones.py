@@ -3,12 +3,14 @@
 A backbone is an NNX module whose constructor takes, beside its own options, `input_shape` (H, W, C), `out_channels`,
 `conditioning` (a `ConditioningSpec`; parts it has no use for raise a `UserError`) and `rngs`. It is called as
 `backbone(x [B, H, W, C], timestep [B], cond) -> [B, H, W, out_channels] float32`, has the class attribute
-`partition_rules`, and `sequence_length`, the length of its longest sequence.
+`partition_rules`, and `sequence_length`, the length of its longest sequence. An image among the conditions is no
+business of a backbone: `conditioned` builds it for the channels of both and concatenates them.
 
 A backbone outside this library goes by "package.module:Class" (docs/new_backbone.md).
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,6 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from diffusion_jax.models.ascend.ascend import ASCEND
+from diffusion_jax.models.conditioning.encoders import conditioned
 from diffusion_jax.models.conditioning.parts import ConditioningSpec
 from diffusion_jax.models.dit.dit import DiT
 from diffusion_jax.models.dit.ldm_transformer import LDMTransformer
@@ -34,9 +37,16 @@ BACKBONES: Mapping[str, Any] = {
 }
 
 
-def make_backbone(name: str, key: jax.Array, **options: Any) -> Any:
+def make_backbone(
+    name: str,
+    key: jax.Array,
+    *,
+    input_shape: tuple[int, int, int],
+    conditioning: ConditioningSpec,
+    **options: Any,
+) -> Any:
     """A backbone at initialisation; `key` decides its weights, the other arguments are those of `abstract_backbone`."""
-    return BACKBONES[name](**options, rngs=nnx.Rngs(key))
+    return conditioned(partial(BACKBONES[name], **options, rngs=nnx.Rngs(key)), input_shape, conditioning)
 
 
 def abstract_backbone(
@@ -57,14 +67,18 @@ def abstract_backbone(
       **options: its own options.
 
     Returns:
-      The module, its parameters being `jax.ShapeDtypeStruct`s.
+      The module, its parameters being `jax.ShapeDtypeStruct`s; in a `Conditioned` if it is told an image.
 
     Raises:
       UserError: as the constructor does.
     """
 
-    context = {"input_shape": input_shape, "out_channels": out_channels, "conditioning": conditioning}
-    return jax.eval_shape(lambda key: make_backbone(name, key, **context, **options), jax.random.key(0))
+    def make(key: jax.Array) -> Any:
+        return make_backbone(
+            name, key, input_shape=input_shape, conditioning=conditioning, out_channels=out_channels, **options
+        )
+
+    return jax.eval_shape(make, jax.random.key(0))
 
 
 def backbone_macs(backbone: Any, input_shape: tuple[int, int, int], conditioning: ConditioningSpec) -> int:

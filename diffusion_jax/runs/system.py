@@ -1,6 +1,6 @@
 """From a config to the parts it names: the one place where data, models and diffusion meet."""
 
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar
 
 import jax
@@ -25,7 +25,7 @@ from diffusion_jax.evaluation.settings import EvaluateConfig
 from diffusion_jax.models.autoencoder.first_stage import FirstStage, Identity, KLConfig, VQConfig
 from diffusion_jax.models.backbones import backbone_macs
 from diffusion_jax.models.conditioning.conditioners import Conditioner
-from diffusion_jax.models.conditioning.encoders import Conditioned
+from diffusion_jax.models.conditioning.encoders import Encoder, conditioned
 from diffusion_jax.models.frozen import Frozen
 from diffusion_jax.optim.ema_profiles import EMAProfile, PowerEMA
 from diffusion_jax.parallel.create import sharded_shapes
@@ -118,22 +118,20 @@ class System:
 
     def init_model(self) -> Any:
         """What is trained: the backbone, and with it the condition's encoder and what the loss learns for itself."""
-        model = self.init_backbone()
         encoder = self.conditioner.encoder(nnx.Rngs(keys.purpose_key(self.train.seed, "init_encoder")))
-        if encoder is not None:
-            model = Conditioned(model, encoder)
+        model = self.init_backbone(encoder)
         return LearnedUncertainty(model) if getattr(self.loss, "learned_uncertainty", False) else model
 
-    def init_backbone(self) -> Any:
-        """The backbone at initialisation, a function of the config and `train.seed`."""
-        return self.build(
+    def init_backbone(self, encoder: Encoder | None = None) -> Any:
+        """The backbone at initialisation, a function of the config and `train.seed`, behind an encoder if given."""
+        make = partial(
+            self.build,
             "model",
-            input_shape=self.latent_shape,
             out_channels=self.prediction.output_channels(self.latent_shape[-1]),
-            conditioning=self.conditioner.spec,
             num_classes=self.facts.num_classes,
             rngs=nnx.Rngs(keys.purpose_key(self.train.seed, "init")),
         )
+        return conditioned(make, self.latent_shape, self.conditioner.spec, encoder)
 
     def initial_history(self) -> LossHistory | None:
         """What the timestep sampler remembers before the first step; None for uniform draws."""

@@ -22,7 +22,7 @@ from diffusion_jax.models.ascend.blocks import (
 from diffusion_jax.models.conditioning.parts import Conditioning, ConditioningSpec
 from diffusion_jax.models.conditioning.text_features import TextFeatures
 from diffusion_jax.models.layers.convolution import UNIFORM_FAN_IN, conv3x3, uniform
-from diffusion_jax.models.layers.embeddings import TimestepEmbedder
+from diffusion_jax.models.layers.embeddings import LabelEmbedder, TimestepEmbedder, VectorEmbedder
 from diffusion_jax.models.layers.group_norm import GroupNorm
 from diffusion_jax.models.layers.precision import DTypeName, Precision
 from diffusion_jax.models.layers.remat import RematPolicy
@@ -51,10 +51,14 @@ class ASCEND(nnx.Module):
     decoder also gets what the encoder's level of the same size made. Both halves, the steps between levels and the
     skips can be exchanged, as in the paper's ablation.
 
+    The paper has no model of classes. A label, and a pooled embedding, are added here to the embedding of the time, as
+    ADM adds them, whose residual blocks these are; in a model of text before that takes its half of the embedding.
+
     Args:
       input_shape: (H, W, C) of x_t; H and W divisible by 2^(levels − 1).
       out_channels: channels of the output.
-      conditioning: what the model is told; the tokens of a text, or nothing.
+      conditioning: what the model is told: a class label, a pooled embedding, the tokens of a text, in any
+        combination, or nothing.
       model_channels: base width, a multiple of 32.
       channel_mult: width of each level over the base width, full resolution first.
       enc_depths: blocks of each level of the encoder; a Swin block is two window attentions.
@@ -79,7 +83,7 @@ class ASCEND(nnx.Module):
       rngs: initialiser streams.
 
     Raises:
-      UserError: sizes that do not fit together, or a condition other than tokens.
+      UserError: sizes that do not fit together, or a condition that the model cannot take.
     """
 
     partition_rules = (
@@ -90,6 +94,8 @@ class ASCEND(nnx.Module):
         (r"(down|up)samplers/\d+/layer/linear/kernel|time_embed/fc\d/kernel", PartitionSpec("fsdp", None)),
         (r"(down|up)samplers/\d+/layer/kernel", PartitionSpec(None, None, "fsdp", None)),
         (r"shortcut/kernel|project/kernel|text_features/\w+/kernel", PartitionSpec("fsdp", None)),
+        (r"vector_embed/linear/kernel", PartitionSpec(None, "fsdp")),
+        (r"label_embed/table/embedding", PartitionSpec(None, "fsdp")),
     )
 
     def __init__(
@@ -120,7 +126,7 @@ class ASCEND(nnx.Module):
         rngs: nnx.Rngs,
     ):
         height, width, channels = input_shape
-        conditioning.check("ascend", frozenset({"tokens"}))
+        conditioning.check("ascend", frozenset({"label", "vector", "tokens"}))
         layout = Layout(
             grid=(height, width),
             model_channels=model_channels,
@@ -147,8 +153,14 @@ class ASCEND(nnx.Module):
         self.time_embed = TimestepEmbedder(
             embedding_width, features=model_channels, time_scale=time_scale, fan_in_init=True, rngs=rngs
         )
-        if conditioning.token_length:
-            self.text_features = TextFeatures(
+        classes, vector, tokens = conditioning.num_classes, conditioning.vector_width, conditioning.token_length
+        self.label_embed = LabelEmbedder(conditioning, embedding_width, stddev=1.0, rngs=rngs) if classes else None
+        self.vector_embed = (
+            VectorEmbedder(conditioning, embedding_width, fan_in_init=True, rngs=rngs) if vector else None
+        )
+
+        def text_features() -> TextFeatures:
+            return TextFeatures(
                 conditioning.token_width,
                 embedding_width,
                 text_width=text_width,
@@ -157,6 +169,8 @@ class ASCEND(nnx.Module):
                 bias_init=uniform(embedding_width),
                 rngs=rngs,
             )
+
+        self.text_features = text_features() if tokens else None
         self.conv_in = conv3x3(channels, widths[0], dtype=layout.dtype, rngs=rngs)
         level_kind = {"swin": SwinLevel, "conv": ConvLevel}[encoder]
         self.encoder = nnx.List([level_kind(level, layout, rngs=rngs) for level in levels])
@@ -184,7 +198,8 @@ class ASCEND(nnx.Module):
         Args:
           x: [B, H, W, C] float noisy images or latents.
           timestep: [B] float.
-          cond: its `tokens`, and `token_mask` if there is one, are used if the model has a text.
+          cond: the parts that the model was built for: `label`, [B] int32 in 0…K; `vector`; `tokens` with
+            `token_mask`.
 
         Returns:
           [B, H, W, out_channels] float32.
@@ -207,6 +222,10 @@ class ASCEND(nnx.Module):
     def context(self, timestep: jax.Array, cond: Conditioning) -> Context:
         """What all blocks are told of [B] times and the condition."""
         embedding, text = self.time_embed(timestep), None  # [B, E]
-        if hasattr(self, "text_features"):
+        if self.label_embed is not None:
+            embedding = embedding + self.label_embed(cond.label)  # [B, E]
+        if self.vector_embed is not None:
+            embedding = embedding + self.vector_embed(cond.vector)  # [B, E]
+        if self.text_features is not None:
             embedding, text = self.text_features(embedding, cond)
         return Context(jax.nn.silu(embedding), text, cond.dropout_keys)

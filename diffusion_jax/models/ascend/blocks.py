@@ -9,12 +9,13 @@ from einops import rearrange
 from flax import nnx
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.models.ascend.swin import PatchExpanding, PatchMerging, SwinBlock, add
+from diffusion_jax.models.ascend.swin import PatchExpanding, PatchMerging, SwinBlock
 from diffusion_jax.models.conditioning.text_features import Text
 from diffusion_jax.models.layers.convolution import UNIFORM_FAN_IN, conv3x3, uniform, upsample_nearest
 from diffusion_jax.models.layers.group_norm import GroupNorm
 from diffusion_jax.models.layers.precision import Precision
 from diffusion_jax.models.layers.remat import RematPolicy, remat
+from diffusion_jax.models.layers.residual import add
 from diffusion_jax.models.layers.scan_blocks import scan_blocks
 from diffusion_jax.models.layers.transformer import CrossAttention, Linear
 from diffusion_jax.models.unet.attention import AttentionBlock

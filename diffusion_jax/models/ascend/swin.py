@@ -13,6 +13,7 @@ from diffusion_jax.models.conditioning.text_features import Text
 from diffusion_jax.models.layers.convolution import pointwise
 from diffusion_jax.models.layers.norms import LayerNorm
 from diffusion_jax.models.layers.remat import recomputed
+from diffusion_jax.models.layers.residual import add
 from diffusion_jax.models.layers.transformer import MLP, CrossAttention, Linear, SelfAttention
 from diffusion_jax.models.unet.residual_block import film
 
@@ -194,11 +195,6 @@ class WindowLayer(nnx.Module):
             x = add(x, self.cross(pixels, text.tokens, text.mask).reshape(x.shape))
         modulated = recomputed(lambda norm, x, scale_shift: film(norm(x), scale_shift))
         return add(x, self.mlp(modulated(self.norm2, x, self.embedding(embedding))))
-
-
-def add(x: jax.Array, branch: jax.Array) -> jax.Array:
-    """The sum of a residual stream and a branch, computed in float32, in the dtype of the stream."""
-    return (x.astype(jnp.float32) + branch.astype(jnp.float32)).astype(x.dtype)
 
 
 class SwinBlock(nnx.Module):

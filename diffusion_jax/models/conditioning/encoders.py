@@ -1,9 +1,10 @@
-"""A backbone together with the network that encodes its condition and is trained with it (τ_θ of arXiv 2112.10752)."""
+"""A backbone behind its condition: the network that encodes it (τ_θ of arXiv 2112.10752), and the image beside x_t."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from diffusion_jax.models.conditioning.parts import Conditioning, ConditioningSpec
@@ -33,20 +34,65 @@ class ClassTokens(nnx.Module):
 
 
 class Conditioned(nnx.Module):
-    """A backbone behind an encoder of its condition; called like a backbone.
+    """A backbone behind what is done to its condition; called like a backbone.
+
+    First comes the encoder, if there is one. Then the image of the condition, if there is one, is concatenated to the
+    noisy image: the backbone is built for that many channels and is told the rest.
 
     Args:
-      backbone: what is told the encoded condition.
-      encoder: maps the condition of a batch to the one the backbone takes.
+      backbone: what is called in the end, with `image` None.
+      encoder: maps the condition of a batch to the one with the image and the parts that the backbone takes.
     """
 
-    def __init__(self, backbone: Any, encoder: Encoder):
+    def __init__(self, backbone: Any, encoder: Encoder | None = None):
         self.backbone = backbone
         self.encoder = encoder
 
     def __call__(self, x: jax.Array, timestep: jax.Array, cond: Conditioning) -> jax.Array:
-        """Calls the backbone, [B, H, W, C] to [B, H, W, C_out], with the encoded condition."""
-        return self.backbone(x, timestep, self.encoder(cond))
+        """Calls the backbone: [B, H, W, C] to [B, H, W, C_out]."""
+        return self.backbone(*self._inputs(x, timestep, cond))
+
+    def project(self, x: jax.Array, timestep: jax.Array, cond: Conditioning) -> tuple[jax.Array, jax.Array]:
+        """Calls `project` of the backbone: [B, H, W, C] to [B, H, W, C_out] and [B, N, Z]."""
+        return self.backbone.project(*self._inputs(x, timestep, cond))
+
+    def _inputs(self, x: jax.Array, timestep: jax.Array, cond: Conditioning) -> tuple:
+        if self.encoder is not None:
+            cond = self.encoder(cond)
+        if cond.image is not None:
+            x = jnp.concatenate([x, cond.image.astype(x.dtype)], axis=-1)  # [B, H, W, C + image_channels]
+        return x, timestep, cond._replace(image=None)
+
+    @property
+    def sequence_length(self) -> int:
+        """That of the backbone."""
+        return self.backbone.sequence_length
+
+
+def conditioned(
+    make: Callable[..., Any],
+    input_shape: tuple[int, int, int],
+    conditioning: ConditioningSpec,
+    encoder: Encoder | None = None,
+) -> Any:
+    """Builds a backbone, in its wrapper where it needs one; every backbone of the library is built by this.
+
+    Args:
+      make: makes the backbone from `input_shape` and `conditioning`, given by keyword.
+      input_shape: (H, W, C) of x_t.
+      conditioning: what the backbone will be given, after the encoder.
+      encoder: the network between condition and backbone, if there is one.
+
+    Returns:
+      A `Conditioned` if there is an encoder or an image, otherwise the backbone itself.
+
+    Raises:
+      UserError: as the constructor of the backbone does.
+    """
+    backbone = make(input_shape=conditioning.backbone_shape(input_shape), conditioning=conditioning.without_image())
+    if encoder is None and not conditioning.image_channels:
+        return backbone
+    return Conditioned(backbone, encoder)
 
 
 def with_encoder_of(average: Tree, model: Tree) -> Tree:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from diffusion_jax.models.conditioning.parts import Conditioning
+from diffusion_jax.models.conditioning.parts import Conditioning, given_tokens, zero_dropped
 from diffusion_jax.models.layers.norms import LayerNorm
 
 
@@ -75,18 +75,13 @@ class TextFeatures(nnx.Module):
         Raises:
           ValueError: no tokens were given.
         """
-        if cond.tokens is None:
-            raise ValueError("a model of text was called without cond.tokens")
-        tokens = cond.tokens.astype(jnp.float32)  # [B, M, token_width]
+        tokens = given_tokens(cond).astype(jnp.float32)  # [B, M, token_width]
         tokens = self.norm(tokens if self.project is None else self.project(tokens))  # [B, M, W]
         mask = cond.token_mask
         padding = mask if self.mask_padding else None
         weight = jnp.ones(tokens.shape[:2]) if padding is None else padding.astype(jnp.float32)  # [B, M]
         mean = jnp.einsum("bm,bmw->bw", weight, tokens) / jnp.maximum(weight.sum(1, keepdims=True), 1)  # [B, W]
         pooled = self.pool(mean)  # [B, D]
-        if mask is not None:
-            kept = mask.any(1)[:, None]  # [B, 1]
-            tokens = jnp.where(kept[:, None], tokens, 0)
-            pooled = jnp.where(kept, pooled, 0)
+        tokens, pooled = zero_dropped(tokens, mask), zero_dropped(pooled, mask)  # [B, M, W], [B, D]
         halves = [self.time_half(time_embedding), self.text_half(pooled)]  # [B, D/2] each
         return jnp.concatenate(halves, axis=1), Text(tokens, padding)  # [B, D]

@@ -1,8 +1,10 @@
 """The four block designs of DiT and the layers they end in (arXiv 2212.09748, §3.2 and figure 3).
 
-A block is called as `block(x, condition, rotation)`: tokens [B, N, D], the condition, and rotary angles or None. The
-condition of the adaLN designs is SiLU(c) [B, D]; that of cross-attention is a sequence [B, M, D]. The release has
-adaLN-Zero only; the other designs follow the text of the paper.
+A block is called as `block(x, condition, rotation, mask)`: tokens [B, N, D], the condition, rotary angles or None, and
+a mask, True where a token may be attended to, or None. The condition of the adaLN designs is SiLU(c) [B, D], and there
+is no mask. That of the others is a sequence [B, M, D]: cross-attention reads it, with a mask [B, M]; in-context blocks
+have it among their tokens, with a mask [B, N]. The release has adaLN-Zero only; the other designs follow the text of
+the paper.
 """
 
 import dataclasses
@@ -17,6 +19,7 @@ from flax import nnx
 
 from diffusion_jax.models.layers.norms import LayerNorm, RMSNorm
 from diffusion_jax.models.layers.remat import recomputed
+from diffusion_jax.models.layers.residual import add
 from diffusion_jax.models.layers.swiglu import SwiGLU
 from diffusion_jax.models.layers.transformer import MLP, CrossAttention, QKNorm, SelfAttention
 
@@ -71,12 +74,6 @@ def modulate(x: jax.Array, shift: jax.Array | None, scale: jax.Array) -> jax.Arr
     return x if shift is None else x + shift[:, None]
 
 
-def add(x: jax.Array, branch: jax.Array, gate: jax.Array | None = None) -> jax.Array:
-    """x + gate · branch over [B, N, D], gate [B, D], summed in float32 and kept in the dtype of x."""
-    branch = branch.astype(jnp.float32)
-    return (x.astype(jnp.float32) + (branch if gate is None else gate[:, None] * branch)).astype(x.dtype)
-
-
 class AdaLNBlock(nnx.Module):
     """Shift and scale of both norms, and in adaLN-Zero a gate of both branches, are regressed from the condition.
 
@@ -98,7 +95,7 @@ class AdaLNBlock(nnx.Module):
         parts = 2 * (shift + 1 + gate)
         self.modulation = nnx.Linear(layers.width, parts * layers.width, kernel_init=zeros, rngs=rngs)
 
-    def __call__(self, x: jax.Array, c: jax.Array, rotation: np.ndarray | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, c: jax.Array, rotation: np.ndarray | None = None, mask: None = None) -> jax.Array:
         """Maps tokens [B, N, D] and SiLU(c) [B, D] float32 to [B, N, D], dtype of x."""
         of_attn, of_mlp = jnp.split(self.modulation(c), 2, axis=-1)
         x = self._branch(x, self.norm1, partial(self.attn, rotation=rotation), of_attn)
@@ -124,10 +121,12 @@ class CrossAttentionBlock(nnx.Module):
         self.norm2 = layers.make_norm(affine=True, eps=layers.mlp_norm_eps)
         self.mlp = layers.make_mlp(rngs)
 
-    def __call__(self, x: jax.Array, context: jax.Array, rotation: np.ndarray | None = None) -> jax.Array:
-        """Maps tokens [B, N, D] and the context [B, M, D] to [B, N, D], dtype of x."""
+    def __call__(
+        self, x: jax.Array, context: jax.Array, rotation: np.ndarray | None = None, mask: jax.Array | None = None
+    ) -> jax.Array:
+        """Maps tokens [B, N, D] and the context [B, M, D], with its mask [B, M], to [B, N, D], dtype of x."""
         x = add(x, self.attn(self.norm1(x), rotation))
-        x = add(x, self.cross(self.norm_cross(x), context))
+        x = add(x, self.cross(self.norm_cross(x), context, mask))
         return add(x, self.mlp(self.norm2(x)))
 
 
@@ -140,9 +139,11 @@ class PlainBlock(nnx.Module):
         self.norm2 = layers.make_norm(affine=True, eps=layers.mlp_norm_eps)
         self.mlp = layers.make_mlp(rngs)
 
-    def __call__(self, x: jax.Array, context: jax.Array, rotation: np.ndarray | None = None) -> jax.Array:
-        """Maps tokens [B, N, D] to [B, N, D], dtype of x; the context is among them and not read."""
-        x = add(x, self.attn(self.norm1(x), rotation))
+    def __call__(
+        self, x: jax.Array, context: jax.Array, rotation: np.ndarray | None = None, mask: jax.Array | None = None
+    ) -> jax.Array:
+        """Maps tokens [B, N, D], the context among them, and their mask [B, N], to [B, N, D], dtype of x."""
+        x = add(x, self.attn(self.norm1(x), rotation, mask=mask))
         return add(x, self.mlp(self.norm2(x)))
 
 
@@ -159,13 +160,12 @@ class FinalLayer(nnx.Module):
     def __init__(self, layers: Layers, out_features: int, *, modulated: bool, rngs: nnx.Rngs):
         zeros, width = nnx.initializers.zeros_init(), layers.width
         self.norm = layers.make_norm(affine=not modulated)
-        if modulated:
-            self.modulation = nnx.Linear(width, 2 * width, kernel_init=zeros, rngs=rngs)
+        self.modulation = nnx.Linear(width, 2 * width, kernel_init=zeros, rngs=rngs) if modulated else None
         self.linear = nnx.Linear(width, out_features, kernel_init=zeros, rngs=rngs)
 
     def __call__(self, x: jax.Array, condition: jax.Array) -> jax.Array:
         """Maps tokens [B, N, D] and the condition of the blocks to [B, N, out_features] float32."""
         x = self.norm(x)  # [B, N, D]
-        if hasattr(self, "modulation"):
+        if self.modulation is not None:
             x = modulate(x, *jnp.split(self.modulation(condition), 2, axis=-1))
         return self.linear(x)  # [B, N, p²·C]

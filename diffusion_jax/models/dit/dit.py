@@ -10,7 +10,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.models.conditioning.parts import Conditioning, ConditioningSpec
+from diffusion_jax.models.conditioning.parts import Conditioning, ConditioningSpec, given_tokens, sequence_mask
 from diffusion_jax.models.dit.blocks import (
     AdaLNBlock,
     BlockDesign,
@@ -21,14 +21,14 @@ from diffusion_jax.models.dit.blocks import (
     NormKind,
     PlainBlock,
 )
-from diffusion_jax.models.layers.embeddings import LabelEmbedder, TimestepEmbedder, sincos_2d
+from diffusion_jax.models.layers.embeddings import LabelEmbedder, TimestepEmbedder, VectorEmbedder, sincos_2d
 from diffusion_jax.models.layers.patches import patch_grid, patchify, unpatchify
 from diffusion_jax.models.layers.precision import DTypeName, Precision
 from diffusion_jax.models.layers.projector import Projector
 from diffusion_jax.models.layers.remat import RematPolicy
 from diffusion_jax.models.layers.rotary import rotary_2d
 from diffusion_jax.models.layers.scan_blocks import scan_blocks
-from diffusion_jax.models.layers.transformer import Linear, QKNorm
+from diffusion_jax.models.layers.transformer import XAVIER_UNIFORM, Linear, QKNorm
 
 
 class DiTSize(NamedTuple):
@@ -69,21 +69,26 @@ def dit_config(variant: str) -> dict[str, int]:
 
 
 class DiT(nnx.Module):
-    """Class-conditional diffusion transformer over image or latent patches.
+    """Diffusion transformer over image or latent patches, unconditional, of classes, or of a sequence of tokens.
+
+    The paper tells the model time and class. A pooled embedding is added to the embedding of the time. A sequence of
+    tokens, such as a text, goes where the designs without modulation have a sequence already: after the embeddings of
+    time and class, projected to D and without positions.
 
     The defaults are the published model ("classic"); `MODERN` lists what newer ones set.
 
     Args:
       input_shape: (H, W, C) of x_t; H and W divisible by `patch_size`, square or not.
       out_channels: channels of the output, 2C with a learned variance.
-      conditioning: what the model is told; a class label, or nothing for an unconditional model.
+      conditioning: what the model is told: a class label, a pooled embedding, tokens (`cross_attention` and
+        `in_context` only), in any combination, or nothing.
       depth: number of blocks L.
       width: D, divisible by 4 and by `heads`.
       heads: attention heads.
       patch_size: side p of a patch.
       mlp_ratio: hidden width of the MLP over D; SwiGLU has ⅔ of it.
       block: how blocks are told time and class: `adaln_zero`, `adaln` (no gates), `cross_attention` (to the two
-        embeddings) or `in_context` (the two embeddings as further tokens).
+        embeddings, and tokens) or `in_context` (the two embeddings, and tokens, as further tokens of the sequence).
       norm: LayerNorm (`layer`), or RMSNorm with a learned scale (`rms`), everywhere.
       mlp: `gelu` in its tanh form, or `swiglu`.
       qk_norm: norm of queries and keys over each head, for stability in bfloat16.
@@ -107,7 +112,7 @@ class DiT(nnx.Module):
       rngs: initialiser streams.
 
     Raises:
-      UserError: sizes that do not divide, options that exclude each other, or a condition other than a class label.
+      UserError: sizes that do not divide, options that exclude each other, or a condition that the model cannot take.
     """
 
     # Head- and hidden-wise over "tensor", the other matrix axis over "fsdp".
@@ -123,7 +128,8 @@ class DiT(nnx.Module):
         (r"blocks/mlp/w12/bias", PartitionSpec(None, None, "tensor")),
         (r"blocks/mlp/(fc2|w3)/kernel", PartitionSpec(None, "tensor", "fsdp")),
         (r"blocks/modulation/kernel", PartitionSpec(None, "fsdp", None)),
-        (r"time_embed/fc\d/kernel|final/modulation/kernel|projector/fc\d/kernel", PartitionSpec("fsdp", None)),
+        (r"(time_embed|projector)/fc\d/kernel|final/modulation/kernel", PartitionSpec("fsdp", None)),
+        (r"vector_embed/linear/kernel|context_embed/kernel", PartitionSpec(None, "fsdp")),
         (r"label_embed/table/embedding", PartitionSpec(None, "fsdp")),
     )
 
@@ -158,7 +164,13 @@ class DiT(nnx.Module):
         rngs: nnx.Rngs,
     ):
         height, image_width, channels = input_shape
-        conditioning.check("dit", frozenset({"label"}))
+        self.adaln = block in ("adaln_zero", "adaln")
+        if self.adaln and conditioning.token_length:
+            raise UserError(
+                f"model.block='{block}' cannot take the tokens that the conditioner provides: set model.block to "
+                "'cross_attention' or 'in_context'"
+            )
+        conditioning.check("dit", frozenset({"label", "vector", "tokens"}))
         if width % heads or width % 4:
             raise UserError(f"model.width={width} must be divisible by 4 and by model.heads={heads}")
         if rope and width // heads % 4:
@@ -169,7 +181,6 @@ class DiT(nnx.Module):
             raise UserError(f"model.base_grid={base_grid}: rows and columns must be at least 1")
         if not 0 <= repa_depth <= depth:
             raise UserError(f"model.repa_depth={repa_depth}: must be 0 (none) or one of the {depth} blocks")
-        self.adaln = block in ("adaln_zero", "adaln")
         if not modulation_shift and not self.adaln:
             raise UserError(f"model.modulation_shift=False: block '{block}' has no modulation; leave it True")
         self.conditioning = conditioning
@@ -190,20 +201,18 @@ class DiT(nnx.Module):
                 return AdaLNBlock(layers, gate=block == "adaln_zero", shift=modulation_shift, rngs=rngs)
             return PlainBlock(layers, rngs=rngs) if self.in_context else CrossAttentionBlock(layers, rngs=rngs)
 
-        self.patch_embed = Linear(
-            patch_size**2 * channels,
-            width,
-            kernel_init=nnx.initializers.xavier_uniform(),
-            dtype=compute,
-            rngs=rngs,
-        )
+        def linear(inputs: int) -> Linear:
+            return Linear(inputs, width, kernel_init=XAVIER_UNIFORM, dtype=compute, rngs=rngs)
+
+        self.patch_embed = linear(patch_size**2 * channels)
         self.time_embed = TimestepEmbedder(width, time_scale=time_scale, freq_denominator=freq_denominator, rngs=rngs)
-        if conditioning.num_classes:
-            self.label_embed = LabelEmbedder(conditioning, width, stddev=label_std, rngs=rngs)
+        classes, vector, tokens = conditioning.num_classes, conditioning.vector_width, conditioning.token_length
+        self.label_embed = LabelEmbedder(conditioning, width, stddev=label_std, rngs=rngs) if classes else None
+        self.vector_embed = VectorEmbedder(conditioning, width, rngs=rngs) if vector else None
+        self.context_embed = linear(conditioning.token_width) if tokens else None
         self.blocks = jax.vmap(make_block)(jax.random.split(rngs.params(), depth))
         self.final = FinalLayer(layers, patch_size**2 * out_channels, modulated=self.adaln, rngs=rngs)
-        if repa_depth:
-            self.projector = Projector(width, repa_hidden, repa_width, dtype=compute, rngs=rngs)
+        self.projector = Projector(width, repa_hidden, repa_width, dtype=compute, rngs=rngs) if repa_depth else None
 
     def __call__(self, x: jax.Array, timestep: jax.Array, cond: Conditioning) -> jax.Array:
         """Predicts the path's target for noisy inputs.
@@ -211,13 +220,14 @@ class DiT(nnx.Module):
         Args:
           x: [B, H, W, C] float noisy images or latents.
           timestep: [B] float.
-          cond: its `label`, [B] int32 in 0…K, is used if the model has classes.
+          cond: the parts that the model was built for: `label`, [B] int32 in 0…K; `vector`; `tokens`, of which those
+            that `token_mask` masks have no influence, with `token_mask`.
 
         Returns:
           [B, H, W, out_channels] float32.
         """
         tokens, condition = self.embed(x, timestep, cond)  # [B, N, D], [B, D] or [B, M, D]
-        tokens, _ = self._run_blocks(tokens, condition)  # [B, N, D]
+        tokens, _ = self._run_blocks(tokens, condition, self._mask(cond))  # [B, N, D]
         return self._to_image(tokens, condition)  # [B, H, W, out_channels]
 
     def project(self, x: jax.Array, timestep: jax.Array, cond: Conditioning) -> tuple[jax.Array, jax.Array]:
@@ -231,10 +241,10 @@ class DiT(nnx.Module):
         Raises:
           ValueError: the model has no projector.
         """
-        if not self.repa_depth:
+        if self.projector is None:
             raise ValueError("project of a DiT with repa_depth 0")
         tokens, condition = self.embed(x, timestep, cond)  # [B, N, D], [B, D] or [B, M, D]
-        tokens, tapped = self._run_blocks(tokens, condition, self.repa_depth)  # [B, N, D] each
+        tokens, tapped = self._run_blocks(tokens, condition, self._mask(cond), self.repa_depth)  # [B, N, D] each
         return self._to_image(tokens, condition), self.projector(tapped)
 
     def embed(self, x: jax.Array, timestep: jax.Array, cond: Conditioning) -> tuple[jax.Array, jax.Array]:
@@ -244,17 +254,32 @@ class DiT(nnx.Module):
 
         Returns:
           Tokens [B, N, D] in the residual dtype, and the condition float32: SiLU(c) [B, D] of the adaLN designs, else
-          the embeddings of time and class as tokens [B, M, D], M = 2 or, without classes, 1.
+          the embeddings of time and, if there are any, of class and tokens as a sequence [B, M, D].
         """
         tokens = self.patch_embed(patchify(x, self.patch_size))  # [B, N, D]
         tokens = tokens.astype(jnp.float32) + sincos_2d(*self.grid, self.width, self.base_grid)
-        parts = [self.time_embed(timestep)]  # [B, D]
-        if hasattr(self, "label_embed"):
+        time = self.time_embed(timestep)  # [B, D]
+        if self.vector_embed is not None:
+            time = time + self.vector_embed(cond.vector)  # [B, D]
+        parts = [time]
+        if self.label_embed is not None:
             parts.append(self.label_embed(cond.label))  # [B, D]
         condition = jax.nn.silu(sum(parts[1:], parts[0])) if self.adaln else jnp.stack(parts, axis=1)
+        if self.context_embed is not None:
+            context = self.context_embed(given_tokens(cond)).astype(jnp.float32)  # [B, token_length, D]
+            condition = jnp.concatenate([condition, context], axis=1)  # [B, M, D]
         return tokens.astype(self.precision.residual_dtype), condition
 
-    def _run_blocks(self, tokens: jax.Array, condition: jax.Array, tap: int = 0) -> tuple[jax.Array, Any]:
+    def _mask(self, cond: Conditioning) -> jax.Array | None:
+        """What of the sequence that holds the tokens of the condition may be attended to, [B, M] or [B, N + M] bool."""
+        if self.context_embed is None:
+            return None
+        others = 1 + (self.label_embed is not None)
+        return sequence_mask(cond.token_mask, others + (self.grid[0] * self.grid[1] if self.in_context else 0))
+
+    def _run_blocks(
+        self, tokens: jax.Array, condition: jax.Array, mask: jax.Array | None, tap: int = 0
+    ) -> tuple[jax.Array, Any]:
         """The image tokens [B, N, D] after all blocks, and after block `tap`, counted from 1; None if it is 0."""
         count = tokens.shape[1]
         rotation = rotary_2d(*self.grid, self.head_width, self.base_grid) if self.head_width else None  # [N, d/2]
@@ -265,7 +290,7 @@ class DiT(nnx.Module):
 
         def body(carry: tuple, layer: tuple) -> tuple[tuple, None]:
             (tokens, tapped), (number, block) = carry, layer
-            tokens = block(tokens, condition, rotation)  # [B, N (+ M), D]
+            tokens = block(tokens, condition, rotation, mask)  # [B, N (+ M), D]
             return (tokens, jnp.where(number == tap, tokens, tapped) if tap else None), None
 
         start = (tokens, jnp.zeros_like(tokens) if tap else None)
@@ -279,5 +304,5 @@ class DiT(nnx.Module):
     @property
     def sequence_length(self) -> int:
         """Length of the sequence, the tokens of an in-context condition included."""
-        context = 1 + hasattr(self, "label_embed") if self.in_context else 0
-        return self.grid[0] * self.grid[1] + context
+        context = 1 + bool(self.conditioning.num_classes) + self.conditioning.token_length
+        return self.grid[0] * self.grid[1] + (context if self.in_context else 0)

@@ -8,12 +8,13 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.models.conditioning.parts import Conditioning, ConditioningSpec
-from diffusion_jax.models.layers.embeddings import LabelEmbedder, TimestepEmbedder, sincos_2d
+from diffusion_jax.models.conditioning.parts import Conditioning, ConditioningSpec, given_tokens, sequence_mask
+from diffusion_jax.models.layers.embeddings import LabelEmbedder, TimestepEmbedder, VectorEmbedder, sincos_2d
 from diffusion_jax.models.layers.norms import LayerNorm
 from diffusion_jax.models.layers.patches import patch_grid, patchify, unpatchify
 from diffusion_jax.models.layers.precision import DTypeName, Precision
 from diffusion_jax.models.layers.remat import RematPolicy
+from diffusion_jax.models.layers.residual import add
 from diffusion_jax.models.layers.scan_blocks import scan_blocks
 from diffusion_jax.models.layers.transformer import MLP, XAVIER_UNIFORM, Linear, SelfAttention
 
@@ -40,10 +41,10 @@ class ViTBlock(nnx.Module):
         self.norm2 = LayerNorm(width)
         self.mlp = MLP(width, hidden, approximate=False, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps tokens [B, N, D] to [B, N, D], in the dtype of x."""
-        x = x + self.attn(self.norm1(x)).astype(x.dtype)  # [B, N, D]
-        return x + self.mlp(self.norm2(x)).astype(x.dtype)  # [B, N, D]
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """Maps tokens [B, N, D], read where `mask` [B, N] is True, to [B, N, D], in the dtype of x."""
+        x = add(x, self.attn(self.norm1(x), mask=mask))  # [B, N, D]
+        return add(x, self.mlp(self.norm2(x)))  # [B, N, D]
 
 
 class ViT(nnx.Module):
@@ -80,26 +81,29 @@ class ViT(nnx.Module):
         self.blocks = jax.vmap(block)(jax.random.split(rngs.params(), depth))
         self.norm = LayerNorm(width)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps tokens [B, N, D] to [B, N, D] float32."""
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """Maps tokens [B, N, D], read where `mask` [B, N] is True, to [B, N, D] float32."""
 
         def body(x: jax.Array, block: ViTBlock) -> tuple[jax.Array, None]:
-            return block(x), None
+            return block(x, mask), None
 
         x, _ = scan_blocks(body, x.astype(self.residual_dtype), self.blocks, self.remat)
         return self.norm(x)
 
 
 class TokenEmbeddings(nnx.Module):
-    """What tells the tokens time, class and place: [time, class, patch_1 … patch_P], each of the first two optional.
+    """What tells the sequence time, class, text and place: [time, class, token_1 …, patch_1 … patch_P].
+
+    All before the patches is optional. A pooled embedding is added to the time.
 
     Args:
       grid: rows and columns of patches; P is their product.
       width: D, divisible by 4.
-      conditioning: whether there are classes, and how many.
+      conditioning: the classes, pooled embedding and tokens that there are.
       time_mode: "token" gives time a token of its own, "add" adds it to all others.
       class_mode: "token" gives the class a token of its own, "with_time" adds it to the time.
       time_scale: factor on the timestep.
+      dtype: compute dtype of the projection of the tokens.
       rngs: initialiser streams.
     """
 
@@ -112,23 +116,33 @@ class TokenEmbeddings(nnx.Module):
         time_mode: TimeMode,
         class_mode: ClassMode,
         time_scale: float,
+        dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        self.grid, self.width = grid, width
+        def project_tokens() -> Linear:
+            return Linear(conditioning.token_width, width, kernel_init=XAVIER_UNIFORM, dtype=dtype, rngs=rngs)
+
+        self.grid, self.width, self.context_length = grid, width, conditioning.token_length
         self.time_mode, self.class_mode = time_mode, class_mode
         self.time_embed = TimestepEmbedder(width, features=width, time_scale=time_scale, rngs=rngs)
-        if conditioning.num_classes:
-            self.label_embed = LabelEmbedder(conditioning, width, rngs=rngs)
+        self.label_embed = LabelEmbedder(conditioning, width, rngs=rngs) if conditioning.num_classes else None
+        self.vector_embed = VectorEmbedder(conditioning, width, rngs=rngs) if conditioning.vector_width else None
+        self.context_embed = project_tokens() if self.context_length else None
 
     def __call__(self, timestep: jax.Array, cond: Conditioning) -> jax.Array:
         """Embeds [B] timesteps and the conditions of a batch as [B, N, D] float32."""
         positions = sincos_2d(*self.grid, self.width)  # [P, D]
         tokens = jnp.broadcast_to(positions, (len(timestep), *positions.shape))  # [B, P, D]
+        if self.context_embed is not None:
+            context = self.context_embed(given_tokens(cond)).astype(jnp.float32)  # [B, M, D]
+            tokens = jnp.concatenate([context, tokens], axis=1)  # [B, M + P, D]
         time = self.time_embed(timestep)[:, None]  # [B, 1, D]
-        if hasattr(self, "label_embed"):
+        if self.vector_embed is not None:
+            time = time + self.vector_embed(cond.vector)[:, None]  # [B, 1, D]
+        if self.label_embed is not None:
             label = self.label_embed(cond.label)[:, None]  # [B, 1, D]
             if self.class_mode == "token":
-                tokens = jnp.concatenate([label, tokens], axis=1)  # [B, 1 + P, D]
+                tokens = jnp.concatenate([label, tokens], axis=1)  # [B, 1 + M + P, D]
             else:
                 time = time + label
         return jnp.concatenate([time, tokens], axis=1) if self.time_mode == "token" else tokens + time  # [B, N, D]
@@ -136,21 +150,31 @@ class TokenEmbeddings(nnx.Module):
     @property
     def extra(self) -> int:
         """Number of tokens before the patches."""
-        has_class_token = hasattr(self, "label_embed") and self.class_mode == "token"
-        return int(self.time_mode == "token") + int(has_class_token)
+        has_class_token = self.label_embed is not None and self.class_mode == "token"
+        return int(self.time_mode == "token") + int(has_class_token) + self.context_length
+
+    def mask(self, cond: Conditioning) -> jax.Array | None:
+        """Which tokens may be attended to, [B, N] bool: all but the invalid ones of the context; None means all."""
+        if not self.context_length:
+            return None
+        return sequence_mask(cond.token_mask, self.extra - self.context_length, self.grid[0] * self.grid[1])
 
 
 class LDMTransformer(nnx.Module):
-    """ViT encoder and decoder over latent patches; class, time and image meet in self-attention alone.
+    """ViT encoder and decoder over latent patches; class, time, text and image meet in self-attention alone.
 
     The layout is that of masked autoencoders (arXiv 2111.06377) without masking: no cross-attention, no skip
     connections, no dropout; the embeddings of time, class and place are added again before the decoder. The paper
     leaves most sizes open; the defaults make `ldm8-transformer`, as large as the UNet it is compared with.
 
+    The paper has classes only, and argues that without cross-attention other tokens join as easily. Those of a text,
+    projected to the width and without positions, stand after the class and are treated as it is: they are part of both
+    halves' sequence and are added again before the decoder.
+
     Args:
       input_shape: (H, W, C) of x_t; H and W divisible by `patch_size`.
       out_channels: channels of the output.
-      conditioning: what the model is told; a class label, or nothing for an unconditional model.
+      conditioning: what the model is told: a class label, a pooled embedding, tokens, in any combination, or nothing.
       depth: number of encoder blocks.
       width: D of the encoder, divisible by 4 and by `heads`.
       heads: attention heads of the encoder.
@@ -171,8 +195,7 @@ class LDMTransformer(nnx.Module):
       rngs: initialiser streams.
 
     Raises:
-      UserError: sizes that do not divide, a decoder of another width without a bridge, or a condition other than a
-        class label.
+      UserError: sizes that do not divide, a decoder of another width without a bridge, or another condition.
     """
 
     # Head- and hidden-wise over "tensor", the other matrix axis over "fsdp".
@@ -184,6 +207,7 @@ class LDMTransformer(nnx.Module):
         (r"blocks/mlp/fc1/bias", PartitionSpec(None, "tensor")),
         (r"blocks/mlp/fc2/kernel", PartitionSpec(None, "tensor", "fsdp")),
         (r"time_embed/fc\d/kernel|bridge/kernel", PartitionSpec("fsdp", None)),
+        (r"vector_embed/linear/kernel|context_embed/kernel", PartitionSpec(None, "fsdp")),
         (r"label_embed/table/embedding", PartitionSpec(None, "fsdp")),
     )
 
@@ -213,7 +237,7 @@ class LDMTransformer(nnx.Module):
         rngs: nnx.Rngs,
     ):
         height, image_width, channels = input_shape
-        conditioning.check("ldm_transformer", frozenset({"label"}))
+        conditioning.check("ldm_transformer", frozenset({"label", "vector", "tokens"}))
         decoder_depth = depth if decoder_depth is None else decoder_depth
         decoder_width = width if decoder_width is None else decoder_width
         decoder_heads = heads if decoder_heads is None else decoder_heads
@@ -237,6 +261,7 @@ class LDMTransformer(nnx.Module):
                 time_mode=time_mode,
                 class_mode=class_mode,
                 time_scale=time_scale,
+                dtype=compute_dtype,
                 rngs=rngs,
             )
 
@@ -252,15 +277,14 @@ class LDMTransformer(nnx.Module):
                 rngs=rngs,
             )
 
-        self.patch_embed = Linear(
-            patch_size**2 * channels, width, kernel_init=XAVIER_UNIFORM, dtype=compute_dtype, rngs=rngs
-        )
+        def linear(inputs: int, outputs: int) -> Linear:
+            return Linear(inputs, outputs, kernel_init=XAVIER_UNIFORM, dtype=compute_dtype, rngs=rngs)
+
+        self.patch_embed = linear(patch_size**2 * channels, width)
         self.embed = embeddings(width)
         self.encoder = vit(depth, width, heads)
-        if bridge:
-            self.bridge = Linear(width, decoder_width, kernel_init=XAVIER_UNIFORM, dtype=compute_dtype, rngs=rngs)
-        if decoder_width != width:
-            self.decoder_embed = embeddings(decoder_width)
+        self.bridge = linear(width, decoder_width) if bridge else None
+        self.decoder_embed = embeddings(decoder_width) if decoder_width != width else None
         self.decoder = vit(decoder_depth, decoder_width, decoder_heads)
         head_init = nnx.initializers.zeros_init() if zero_head else XAVIER_UNIFORM
         self.head = nnx.Linear(decoder_width, patch_size**2 * out_channels, kernel_init=head_init, rngs=rngs)
@@ -271,7 +295,8 @@ class LDMTransformer(nnx.Module):
         Args:
           x: [B, H, W, C] float noisy images or latents.
           timestep: [B] float.
-          cond: its `label`, [B] int32 in 0…K, is used if the model has classes.
+          cond: the parts that the model was built for: `label`, [B] int32 in 0…K; `vector`; `tokens`, of which those
+            that `token_mask` masks have no influence, with `token_mask`.
 
         Returns:
           [B, H, W, out_channels] float32.
@@ -279,12 +304,13 @@ class LDMTransformer(nnx.Module):
         embeddings = self.embed(timestep, cond)  # [B, N, D]
         patches = self.patch_embed(patchify(x, self.patch_size)).astype(jnp.float32)  # [B, P, D]
         patches = jnp.pad(patches, ((0, 0), (self.embed.extra, 0), (0, 0)))  # [B, N, D]
-        tokens = self.encoder(patches + embeddings)  # [B, N, D]
-        if hasattr(self, "bridge"):
+        mask = self.embed.mask(cond)
+        tokens = self.encoder(patches + embeddings, mask)  # [B, N, D]
+        if self.bridge is not None:
             tokens = self.bridge(tokens).astype(jnp.float32)  # [B, N, D of the decoder]
-        if hasattr(self, "decoder_embed"):
+        if self.decoder_embed is not None:
             embeddings = self.decoder_embed(timestep, cond)  # [B, N, D of the decoder]
-        tokens = self.decoder(tokens + embeddings)  # [B, N, D of the decoder]
+        tokens = self.decoder(tokens + embeddings, mask)  # [B, N, D of the decoder]
         out = self.head(tokens[:, self.embed.extra :])  # [B, P, p²·out_channels]
         return unpatchify(out, self.grid, self.patch_size)  # [B, H, W, out_channels]
 

@@ -1,4 +1,4 @@
-"""Position, time and label embeddings shared by the transformer backbones."""
+"""Position, time, label and vector embeddings shared by the backbones."""
 
 import jax
 import jax.numpy as jnp
@@ -104,21 +104,48 @@ class TimestepEmbedder(nnx.Module):
         fan_in_init: bool = False,
         rngs: nnx.Rngs,
     ):
-        def linear(inputs: int, outputs: int) -> nnx.Linear:
-            if fan_in_init:
-                return pointwise(inputs, outputs, dtype=jnp.dtype("float32"), rngs=rngs)
-            return nnx.Linear(inputs, outputs, kernel_init=nnx.initializers.normal(0.02), rngs=rngs)
-
         self.features = features
         self.time_scale = time_scale
         self.freq_denominator = freq_denominator
-        self.fc1 = linear(features, hidden or width)
-        self.fc2 = linear(hidden or width, width)
+        self.fc1 = _linear(features, hidden or width, fan_in_init=fan_in_init, rngs=rngs)
+        self.fc2 = _linear(hidden or width, width, fan_in_init=fan_in_init, rngs=rngs)
 
     def __call__(self, timestep: jax.Array) -> jax.Array:
         """Embeds [B] float timesteps as [B, D] float32."""
         x = timestep_features(timestep * self.time_scale, self.features, self.freq_denominator)
         return self.fc2(jax.nn.silu(self.fc1(x)))
+
+
+def _linear(inputs: int, outputs: int, *, fan_in_init: bool, rngs: nnx.Rngs) -> nnx.Linear:
+    if fan_in_init:
+        return pointwise(inputs, outputs, dtype=jnp.dtype("float32"), rngs=rngs)
+    return nnx.Linear(inputs, outputs, kernel_init=nnx.initializers.normal(0.02), rngs=rngs)
+
+
+class VectorEmbedder(nnx.Module):
+    """A linear map of a pooled embedding, whose value every backbone adds to its embedding of the time.
+
+    No paper of these backbones has one: it starts as the layers do that embed the time.
+
+    Args:
+      conditioning: its `vector_width` is the width of the pooled embedding.
+      width: D of the embedding of the time.
+      fan_in_init: see `TimestepEmbedder`.
+      rngs: initialiser streams.
+    """
+
+    def __init__(self, conditioning: ConditioningSpec, width: int, *, fan_in_init: bool = False, rngs: nnx.Rngs):
+        self.linear = _linear(conditioning.vector_width, width, fan_in_init=fan_in_init, rngs=rngs)
+
+    def __call__(self, vector: jax.Array | None) -> jax.Array:
+        """Maps [B, vector_width] of any floating dtype to [B, D] float32.
+
+        Raises:
+          ValueError: no vector was given.
+        """
+        if vector is None:
+            raise ValueError("a model of a pooled embedding was called without cond.vector")
+        return self.linear(vector.astype(jnp.float32))  # [B, D]
 
 
 class LabelEmbedder(nnx.Module):

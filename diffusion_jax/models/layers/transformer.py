@@ -71,9 +71,9 @@ class SelfAttention(nnx.Module):
         rngs: nnx.Rngs,
     ):
         fused = (3, heads, width // heads)
-        if qk_norm != "none":
-            norm = {"layer": LayerNorm, "rms": RMSNorm}[qk_norm]
-            self.q_norm, self.k_norm = norm(fused[-1]), norm(fused[-1])
+        norm = {"none": None, "layer": LayerNorm, "rms": RMSNorm}[qk_norm]
+        self.q_norm = None if norm is None else norm(fused[-1])
+        self.k_norm = None if norm is None else norm(fused[-1])
         init: dict[str, Any] = {"kernel_init": kernel_init, "bias_init": bias_init}
         proj_init: dict[str, Any] = {"kernel_init": ZEROS, "bias_init": ZEROS} if zero_proj else init
         self.qkv = Linear(width, fused, use_bias=qkv_bias, **init, dtype=dtype, rngs=rngs)
@@ -98,7 +98,7 @@ class SelfAttention(nnx.Module):
           [B, N, D] in the compute dtype.
         """
         q, k, v = rearrange(self.qkv(x), "b n three h d -> three b n h d")  # [B, N, heads, d] each
-        if hasattr(self, "q_norm"):
+        if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)

@@ -8,6 +8,7 @@ from flax import nnx
 from diffusion_jax.models.layers.attention import attention
 from diffusion_jax.models.layers.convolution import UNIFORM_FAN_IN, pointwise, uniform
 from diffusion_jax.models.layers.group_norm import GroupNorm
+from diffusion_jax.models.layers.residual import add
 from diffusion_jax.models.layers.transformer import Linear, SelfAttention
 
 
@@ -40,7 +41,7 @@ class AttentionBlock(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [B, H, W, C] to [B, H, W, C] in the dtype of x."""
         h = self.attn(rearrange(self.norm(x), "b h w c -> b (h w) c")).reshape(x.shape)  # [B, H, W, C]
-        return (x.astype(jnp.float32) + h.astype(jnp.float32)).astype(x.dtype)
+        return add(x, h)
 
 
 class AttentionPool(nnx.Module):

@@ -128,6 +128,14 @@ class UNetLayout:
             rngs=rngs,
         )
 
+    def resampling_conv(self, channels: int, resample: Literal["down", "up"], *, rngs: KeyStream) -> nnx.Conv:
+        """The convolution that halves H and W, or that follows their doubling."""
+        down = resample == "down"
+        # The DDPM code pads as TensorFlow does, at the bottom and the right only.
+        pad = (0, 1) if down and self.downsample_padding == "after" else (1, 1)
+        dtype = self.precision.compute_dtype
+        return conv3x3(channels, channels, strides=2 if down else 1, padding=(pad, pad), dtype=dtype, rngs=rngs)
+
     def attention(self, channels: int, *, rngs: KeyStream) -> AttentionBlock | SpatialTransformer:
         """An attention of this UNet, to a context if it has one."""
         heads, dtype = self.heads(channels), self.precision.compute_dtype
@@ -191,19 +199,15 @@ class Resampler(nnx.Module):
 
     def __init__(self, channels: int, layout: UNetLayout, *, resample: Literal["down", "up"], rngs: KeyStream):
         self.resample = resample
-        if layout.resblock_updown:
-            self.res = layout.res_block(channels, channels, resample=resample, rngs=rngs)
-            return
-        down = resample == "down"
-        # The DDPM code pads as TensorFlow does, at the bottom and the right only.
-        pad = (0, 1) if down and layout.downsample_padding == "after" else (1, 1)
-        dtype = layout.precision.compute_dtype
-        self.conv = conv3x3(channels, channels, strides=2 if down else 1, padding=(pad, pad), dtype=dtype, rngs=rngs)
+        residual = layout.resblock_updown
+        self.res = layout.res_block(channels, channels, resample=resample, rngs=rngs) if residual else None
+        self.conv = None if residual else layout.resampling_conv(channels, resample, rngs=rngs)
 
     def __call__(self, x: jax.Array, context: Context) -> jax.Array:
         """Maps [B, H, W, C] to [B, H/2, W/2, C] or [B, 2H, 2W, C] in the dtype of x."""
-        if hasattr(self, "res"):
+        if self.res is not None:
             return self.res(x, context.embedding, context.keys)
+        assert self.conv is not None
         return self.conv(upsample_nearest(x) if self.resample == "up" else x).astype(x.dtype)
 
 

@@ -8,6 +8,7 @@ from flax import nnx
 
 from diffusion_jax.models.layers.convolution import conv3x3, downsample_mean, pointwise, upsample_nearest
 from diffusion_jax.models.layers.group_norm import GroupNorm
+from diffusion_jax.models.layers.residual import add
 
 Resample = Literal["none", "down", "up"]
 
@@ -88,8 +89,8 @@ class ResBlock(nnx.Module):
         modulation = self.embedding(embedding)  # [B, 2·features] or [B, features]
         h = film(self.norm2(h), modulation) if self.scale_shift else self.norm2(h + modulation[:, None, None])
         h = self.conv2(self._drop(jax.nn.silu(h), keys))
-        shortcut = x if self.shortcut is None else self.shortcut(x)  # [B, H', W', features]
-        return (shortcut.astype(jnp.float32) + h.astype(jnp.float32)).astype(x.dtype)
+        shortcut = x if self.shortcut is None else self.shortcut(x).astype(jnp.float32)  # [B, H', W', features]
+        return add(shortcut, h).astype(x.dtype)
 
     def _resample(self, x: jax.Array) -> jax.Array:
         if self.resample == "down":

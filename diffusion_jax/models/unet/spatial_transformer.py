@@ -12,6 +12,7 @@ from diffusion_jax.models.layers.convolution import UNIFORM_FAN_IN, pointwise, u
 from diffusion_jax.models.layers.group_norm import GroupNorm
 from diffusion_jax.models.layers.key_stream import KeyStream
 from diffusion_jax.models.layers.norms import LayerNorm
+from diffusion_jax.models.layers.residual import add
 from diffusion_jax.models.layers.scan_blocks import scan_blocks
 from diffusion_jax.models.layers.transformer import CrossAttention, Linear, SelfAttention
 
@@ -80,10 +81,6 @@ class TransformerBlock(nnx.Module):
         Returns:
           [B, N, D] in the dtype of x.
         """
-
-        def add(x: jax.Array, branch: jax.Array) -> jax.Array:
-            return (x.astype(jnp.float32) + branch.astype(jnp.float32)).astype(x.dtype)
-
         x = add(x, self.attn1(self.norm1(x)))
         h = self.norm2(x)
         x = add(x, self.attn2(h) if context is None else self.attn2(h, context, mask))
@@ -140,4 +137,4 @@ class SpatialTransformer(nnx.Module):
 
         tokens, _ = scan_blocks(body, tokens, self.blocks, "none")
         h = self.proj_out(tokens).reshape(x.shape)  # [B, H, W, C]
-        return (x.astype(jnp.float32) + h.astype(jnp.float32)).astype(x.dtype)
+        return add(x, h)

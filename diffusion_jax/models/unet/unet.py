@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from diffusion_jax.models.conditioning.parts import Conditioning, ConditioningSpec
+from diffusion_jax.models.conditioning.parts import Conditioning, ConditioningSpec, given_tokens, zero_dropped
 from diffusion_jax.models.layers.convolution import conv3x3
-from diffusion_jax.models.layers.embeddings import LabelEmbedder, TimestepEmbedder
+from diffusion_jax.models.layers.embeddings import LabelEmbedder, TimestepEmbedder, VectorEmbedder
 from diffusion_jax.models.layers.group_norm import GroupNorm
 from diffusion_jax.models.layers.key_stream import KeyStream
 from diffusion_jax.models.layers.precision import DTypeName, Precision
@@ -37,6 +37,7 @@ UNET_PARTITION_RULES = (
     (r"sampler/conv/kernel|conv_out/kernel", PartitionSpec(None, None, "fsdp", None)),
     (r"conv_in/kernel", PartitionSpec(None, None, None, "fsdp")),
     (r"(embedding|shortcut|proj_in|proj_out|time_embed/fc\d)/kernel", PartitionSpec("fsdp", None)),
+    (r"vector_embed/linear/kernel", PartitionSpec(None, "fsdp")),
     (r"label_embed/table/embedding", PartitionSpec(None, "fsdp")),
 )
 
@@ -44,14 +45,14 @@ UNET_PARTITION_RULES = (
 class UNet(nnx.Module):
     """Convolutional network from noisy images or latents to the prediction, with skips from the way down to the way up.
 
-    It is told by what the conditioner provides: a class label is added to the time embedding, an image is concatenated
-    to the input, tokens are attended to by a `SpatialTransformer` in place of every `AttentionBlock`.
+    It is told by what the conditioner provides: a class label and a pooled embedding are added to the time embedding,
+    tokens are attended to by a `SpatialTransformer` in place of every `AttentionBlock`.
 
     Args:
       input_shape: (H, W, C) of x_t; H and W divisible by 2^(levels − 1). Other sizes of which that is true can be
         given to the same weights.
       out_channels: channels of the output, 2C with a learned variance.
-      conditioning: what the model is told; label, tokens and image, in any combination.
+      conditioning: what the model is told; label, vector and tokens, in any combination.
       model_channels: C₀; the time embedding has width 4 C₀.
       channel_mult: width of each level over C₀, full resolution first; every further level halves H and W.
       num_res_blocks: residual blocks per level on the way down; one more on the way up.
@@ -105,7 +106,7 @@ class UNet(nnx.Module):
         residual_dtype: DTypeName = "float32",
         rngs: nnx.Rngs,
     ):
-        conditioning.check("unet", frozenset({"label", "tokens", "image"}))
+        conditioning.check("unet", frozenset({"label", "vector", "tokens"}))
         self.layout = layout = UNetLayout(
             model_channels=model_channels,
             channel_mult=channel_mult,
@@ -136,9 +137,12 @@ class UNet(nnx.Module):
             fan_in_init=True,
             rngs=rngs,
         )
-        if conditioning.num_classes:
-            self.label_embed = LabelEmbedder(conditioning, layout.embedding_width, stddev=1.0, rngs=rngs)
-        self.encoder = Encoder(channels + conditioning.image_channels, layout, rngs=rngs)
+        classes, vector, embedding_width = conditioning.num_classes, conditioning.vector_width, layout.embedding_width
+        self.label_embed = LabelEmbedder(conditioning, embedding_width, stddev=1.0, rngs=rngs) if classes else None
+        self.vector_embed = (
+            VectorEmbedder(conditioning, embedding_width, fan_in_init=True, rngs=rngs) if vector else None
+        )
+        self.encoder = Encoder(channels, layout, rngs=rngs)
         self.decoder = Decoder(layout, out_channels, rngs=rngs)
 
     def __call__(self, x: jax.Array, timestep: jax.Array, cond: Conditioning) -> jax.Array:
@@ -147,7 +151,7 @@ class UNet(nnx.Module):
         Args:
           x: [B, H, W, C] float noisy images or latents.
           timestep: [B] float.
-          cond: the parts that the model was built for; an `image` is [B, H, W, image_channels].
+          cond: the parts that the model was built for; a sample whose `token_mask` is all False attends to zeros.
 
         Returns:
           [B, H, W, out_channels] float32.
@@ -155,19 +159,19 @@ class UNet(nnx.Module):
         Raises:
           ValueError: a part that the model was built for is missing.
         """
-        x, context = self.embed(x, timestep, cond)
+        context = self.context(timestep, cond)
         return self.decoder(*self.encoder(x, context), context)  # [B, H, W, out_channels]
 
-    def embed(self, x: jax.Array, timestep: jax.Array, cond: Conditioning) -> tuple[jax.Array, Context]:
-        """The input of the encoder, [B, H, W, C + image_channels], and what the blocks are told."""
-        if self.layout.context_width is not None and cond.tokens is None:
-            raise ValueError("a model that attends to tokens was called without cond.tokens")
-        embedding = self.time_embed(timestep)  # [B, E]
-        if hasattr(self, "label_embed"):
-            embedding = embedding + self.label_embed(cond.label)
-        if cond.image is not None:
-            x = jnp.concatenate([x, cond.image.astype(x.dtype)], axis=-1)  # [B, H, W, C + image_channels]
-        return x, Context(jax.nn.silu(embedding), cond.tokens, cond.token_mask, cond.dropout_keys)
+    def context(self, timestep: jax.Array, cond: Conditioning) -> Context:
+        """What all blocks are told of [B] times and the condition."""
+        embedding, tokens = self.time_embed(timestep), None  # [B, E]
+        if self.label_embed is not None:
+            embedding = embedding + self.label_embed(cond.label)  # [B, E]
+        if self.vector_embed is not None:
+            embedding = embedding + self.vector_embed(cond.vector)  # [B, E]
+        if self.layout.context_width is not None:
+            tokens = zero_dropped(given_tokens(cond), cond.token_mask)  # [B, M, context_width]
+        return Context(jax.nn.silu(embedding), tokens, cond.token_mask, cond.dropout_keys)
 
 
 class Decoder(nnx.Module):

@@ -16,6 +16,7 @@ from diffusion_jax.models.layers.norms import LayerNorm
 from diffusion_jax.models.layers.patches import unpatchify
 from diffusion_jax.models.layers.precision import DTypeName, Precision
 from diffusion_jax.models.layers.remat import RematPolicy
+from diffusion_jax.models.layers.residual import add
 from diffusion_jax.models.layers.transformer import MLP, ZEROS, CrossAttention, SelfAttention
 from diffusion_jax.models.uvit.dwconv_ffn import DWConvFFN, ExtraTokens
 from diffusion_jax.models.uvit.long_skips import INIT, PARTITION_RULES, LongSkips
@@ -49,18 +50,17 @@ class IUViTBlock(nnx.Module):
         options: dict[str, Any] = {"qkv_bias": qkv_bias, "kernel_init": INIT, "dtype": dtype, "rngs": rngs}
         self.norm1 = LayerNorm(width, eps=NORM_EPS)
         self.attn = SelfAttention(width, heads, **options)
-        if text_width:
-            self.norm_cross = LayerNorm(width, eps=NORM_EPS)
-            self.cross = CrossAttention(width, text_width, heads, **options)
+        self.norm_cross = LayerNorm(width, eps=NORM_EPS) if text_width else None
+        self.cross = CrossAttention(width, text_width, heads, **options) if text_width else None
         self.norm2 = LayerNorm(width, eps=NORM_EPS)
         self.ffn = make_ffn(rngs)
 
     def __call__(self, x: jax.Array, text: Text | None) -> jax.Array:
         """Maps tokens [B, N, D], told a text if there is cross-attention, to [B, N, D] in the dtype of x."""
-        x = x + self.attn(self.norm1(x)).astype(x.dtype)  # [B, N, D]
-        if text is not None:
-            x = x + self.cross(self.norm_cross(x), text.tokens, text.mask).astype(x.dtype)  # [B, N, D]
-        return x + self.ffn(self.norm2(x)).astype(x.dtype)  # [B, N, D]
+        x = add(x, self.attn(self.norm1(x)))  # [B, N, D]
+        if self.norm_cross is not None and self.cross is not None and text is not None:
+            x = add(x, self.cross(self.norm_cross(x), text.tokens, text.mask))  # [B, N, D]
+        return add(x, self.ffn(self.norm2(x)))  # [B, N, D]
 
 
 class RearrangeFirstHead(nnx.Module):
@@ -102,7 +102,8 @@ class IUViT(nnx.Module):
     Args:
       input_shape: (H, W, C) of x_t; H and W divisible by `patch_size`.
       out_channels: channels of the output.
-      conditioning: what the model is told: a class label (one more token), text (see `TextFeatures`) or nothing.
+      conditioning: what the model is told: a class label (one more token), a pooled embedding (added to the time
+        embedding), text (see `TextFeatures`), in any combination, or nothing.
       depth: number of blocks L, odd.
       width: D, even, divisible by `heads` and, with the rearrange-first head, by `patch_size`².
       heads: attention heads.
@@ -130,7 +131,9 @@ class IUViT(nnx.Module):
 
     partition_rules = (
         *PARTITION_RULES,
-        (r"embed/time_embed/fc\d/kernel|text/(project|pool|time_half|text_half)/kernel", PartitionSpec("fsdp", None)),
+        (r"embed/time_embed/fc\d/kernel", PartitionSpec("fsdp", None)),
+        (r"embed/vector_embed/linear/kernel|label_embed/table/embedding", PartitionSpec(None, "fsdp")),
+        (r"text/(project|pool|time_half|text_half)/kernel", PartitionSpec("fsdp", None)),
     )
 
     def __init__(
@@ -159,7 +162,7 @@ class IUViT(nnx.Module):
         residual_dtype: DTypeName = "float32",
         rngs: nnx.Rngs,
     ):
-        conditioning.check("iuvit", frozenset({"label", "tokens"}))
+        conditioning.check("iuvit", frozenset({"label", "vector", "tokens"}))
         if width % heads or width % 2:
             raise UserError(f"model.width={width} must be even and divisible by model.heads={heads}")
         self.precision = Precision(dtype, residual_dtype)
@@ -176,8 +179,9 @@ class IUViT(nnx.Module):
         )
         grid, hidden = self.embed.grid, int(width * mlp_ratio)
         has_text = conditioning.token_length > 0
-        if has_text:
-            self.text = TextFeatures(
+
+        def text_features() -> TextFeatures:
+            return TextFeatures(
                 conditioning.token_width,
                 width,
                 text_width=text_width,
@@ -186,6 +190,8 @@ class IUViT(nnx.Module):
                 bias_init=ZEROS,
                 rngs=rngs,
             )
+
+        self.text = text_features() if has_text else None
 
         def make_ffn(rngs: nnx.Rngs) -> MLP | DWConvFFN:
             if ffn == "mlp":
@@ -222,15 +228,15 @@ class IUViT(nnx.Module):
         Args:
           x: [B, H, W, C] float noisy images or latents.
           timestep: [B] float.
-          cond: its `label` [B], or `tokens` [B, M, token_width] and `token_mask` [B, M], are used if the model has
-            them; a sample whose mask is all False has no text.
+          cond: the parts that the model was built for: `label` [B], `vector` [B, vector_width], `tokens`
+            [B, M, token_width] and `token_mask` [B, M]; a sample whose mask is all False has no text.
 
         Returns:
           [B, H, W, out_channels] float32.
         """
-        time = self.embed.time(timestep)  # [B, D]
+        time = self.embed.time(timestep, cond)  # [B, D]
         text = None
-        if hasattr(self, "text"):
+        if self.text is not None:
             time, text = self.text(time, cond)  # [B, D]
         return self.head(self.trunk(self.embed(x, time, cond), text))  # [B, H, W, out_channels]
 

@@ -6,13 +6,14 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.models.conditioning.parts import Conditioning, ConditioningSpec
+from diffusion_jax.models.conditioning.parts import Conditioning, ConditioningSpec, given_tokens, sequence_mask
 from diffusion_jax.models.layers.convolution import conv3x3, pointwise
-from diffusion_jax.models.layers.embeddings import LabelEmbedder, TimestepEmbedder, timestep_features
+from diffusion_jax.models.layers.embeddings import LabelEmbedder, TimestepEmbedder, VectorEmbedder, timestep_features
 from diffusion_jax.models.layers.norms import LayerNorm
 from diffusion_jax.models.layers.patches import patch_grid, patchify, unpatchify
 from diffusion_jax.models.layers.precision import DTypeName, Precision
 from diffusion_jax.models.layers.remat import RematPolicy
+from diffusion_jax.models.layers.residual import add
 from diffusion_jax.models.layers.transformer import MLP, Linear, SelfAttention
 from diffusion_jax.models.uvit.long_skips import INIT, PARTITION_RULES, LongSkips
 
@@ -39,8 +40,8 @@ class UViTBlock(nnx.Module):
 
     def __call__(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
         """Maps tokens [B, N, D], those with `mask` [B, N] False attended to by none, to [B, N, D] in the dtype of x."""
-        x = x + self.attn(self.norm1(x), mask=mask).astype(x.dtype)  # [B, N, D]
-        return x + self.ffn(self.norm2(x)).astype(x.dtype)  # [B, N, D]
+        x = add(x, self.attn(self.norm1(x), mask=mask))  # [B, N, D]
+        return add(x, self.ffn(self.norm2(x)))  # [B, N, D]
 
 
 class TokenEmbedding(nnx.Module):
@@ -48,7 +49,7 @@ class TokenEmbedding(nnx.Module):
 
     Args:
       input_shape: (H, W, C) of x_t.
-      conditioning: its classes and tokens.
+      conditioning: its classes, pooled embedding and tokens.
       width: D.
       patch_size: side p of a patch.
       time_mlp_ratio: hidden width over D of an MLP on the sinusoids of the time; 0 takes the sinusoids themselves.
@@ -80,20 +81,29 @@ class TokenEmbedding(nnx.Module):
         self.context_length = conditioning.token_length
         self.extras = bool(conditioning.num_classes) + 1 + self.context_length
         self.patch_embed = pointwise(patch_size**2 * channels, width, dtype=dtype, rngs=rngs)
-        if time_mlp_ratio:
+
+        def time_mlp() -> TimestepEmbedder:
             hidden = int(width * time_mlp_ratio)
-            self.time_embed = TimestepEmbedder(width, features=width, time_scale=time_scale, hidden=hidden, rngs=rngs)
-        if conditioning.num_classes:
-            self.label_embed = LabelEmbedder(conditioning, width, stddev=1.0, rngs=rngs)
-        if self.context_length:
-            self.context_embed = Linear(conditioning.token_width, width, kernel_init=INIT, dtype=dtype, rngs=rngs)
+            return TimestepEmbedder(width, features=width, time_scale=time_scale, hidden=hidden, rngs=rngs)
+
+        def project_tokens() -> Linear:
+            return Linear(conditioning.token_width, width, kernel_init=INIT, dtype=dtype, rngs=rngs)
+
+        self.time_embed = time_mlp() if time_mlp_ratio else None
+        self.label_embed = (
+            LabelEmbedder(conditioning, width, stddev=1.0, rngs=rngs) if conditioning.num_classes else None
+        )
+        self.vector_embed = VectorEmbedder(conditioning, width, rngs=rngs) if conditioning.vector_width else None
+        self.context_embed = project_tokens() if self.context_length else None
         self.positions = nnx.Param(INIT(rngs.params(), (self.sequence_length, width), jnp.float32))
 
-    def time(self, timestep: jax.Array) -> jax.Array:
-        """Embeds [B] timesteps as [B, D] float32."""
-        if hasattr(self, "time_embed"):
-            return self.time_embed(timestep)
-        return timestep_features(timestep * self.time_scale, self.width)
+    def time(self, timestep: jax.Array, cond: Conditioning) -> jax.Array:
+        """Embeds [B] timesteps, and the `vector` of the condition if the model has one, as [B, D] float32."""
+        if self.time_embed is None:
+            time = timestep_features(timestep * self.time_scale, self.width)  # [B, D]
+        else:
+            time = self.time_embed(timestep)  # [B, D]
+        return time if self.vector_embed is None else time + self.vector_embed(cond.vector)  # [B, D]
 
     def __call__(self, x: jax.Array, time: jax.Array, cond: Conditioning) -> jax.Array:
         """Lays out the sequence.
@@ -107,22 +117,20 @@ class TokenEmbedding(nnx.Module):
           [B, N, D] tokens in the residual dtype.
         """
         parts = [time[:, None]]  # [B, 1, D]
-        if hasattr(self, "label_embed"):
+        if self.label_embed is not None:
             parts.insert(0, self.label_embed(cond.label)[:, None])  # [B, 1, D]
-        if self.context_length:
-            if cond.tokens is None:
-                raise ValueError("a model of tokens was called without cond.tokens")
-            parts.append(self.context_embed(cond.tokens))  # [B, M, D]
+        if self.context_embed is not None:
+            parts.append(self.context_embed(given_tokens(cond)))  # [B, M, D]
         parts.append(self.patch_embed(patchify(x, self.patch_size)))  # [B, H·W/p², D]
         sequence = jnp.concatenate([part.astype(jnp.float32) for part in parts], axis=1)  # [B, N, D]
         return (sequence + self.positions[...]).astype(self.residual_dtype)
 
     def mask(self, cond: Conditioning) -> jax.Array | None:
         """Which tokens may be attended to, [B, N] bool: all but the invalid ones of the context; None means all."""
-        if not self.context_length or cond.token_mask is None:
+        if not self.context_length:
             return None
         before, after = self.extras - self.context_length, self.sequence_length - self.extras
-        return jnp.pad(cond.token_mask, ((0, 0), (before, after)), constant_values=True)  # [B, N]
+        return sequence_mask(cond.token_mask, before, after)  # [B, N]
 
     @property
     def sequence_length(self) -> int:
@@ -161,6 +169,8 @@ class LinearFirstHead(nnx.Module):
 class UViT(nnx.Module):
     """A vision transformer with long skips over noisy patches; time, class and context are further tokens.
 
+    A pooled embedding is added to the token of the time.
+
     Context tokens are part of the sequence of self-attention. The released text model attends to all of them, padding
     too, and has the encoding of the empty caption for its null condition; where `cond.token_mask` is given, invalid
     ones are attended to by none.
@@ -168,7 +178,7 @@ class UViT(nnx.Module):
     Args:
       input_shape: (H, W, C) of x_t; H and W divisible by `patch_size`.
       out_channels: channels of the output.
-      conditioning: what the model is told: a class label, tokens, both or nothing.
+      conditioning: what the model is told: a class label, a pooled embedding, tokens, in any combination, or nothing.
       depth: number of blocks L, odd; the released `depth` is L − 1.
       width: D, divisible by `heads`.
       heads: attention heads.
@@ -188,7 +198,11 @@ class UViT(nnx.Module):
       UserError: sizes that do not divide, an even depth, or another condition.
     """
 
-    partition_rules = (*PARTITION_RULES, (r"embed/time_embed/fc\d/kernel", PartitionSpec("fsdp", None)))
+    partition_rules = (
+        *PARTITION_RULES,
+        (r"embed/time_embed/fc\d/kernel", PartitionSpec("fsdp", None)),
+        (r"embed/(vector_embed/linear|context_embed)/kernel|label_embed/table/embedding", PartitionSpec(None, "fsdp")),
+    )
 
     def __init__(
         self,
@@ -210,7 +224,7 @@ class UViT(nnx.Module):
         residual_dtype: DTypeName = "float32",
         rngs: nnx.Rngs,
     ):
-        conditioning.check("uvit", frozenset({"label", "tokens"}))
+        conditioning.check("uvit", frozenset({"label", "vector", "tokens"}))
         if width % heads:
             raise UserError(f"model.width={width} must be divisible by model.heads={heads}")
         self.precision = Precision(dtype, residual_dtype)
@@ -238,12 +252,13 @@ class UViT(nnx.Module):
         Args:
           x: [B, H, W, C] float noisy images or latents.
           timestep: [B] float.
-          cond: its `label` [B] and `tokens` [B, M, token_width] are used if the model has them.
+          cond: the parts that the model was built for: `label` [B], `vector` [B, vector_width], `tokens`
+            [B, M, token_width] and `token_mask` [B, M].
 
         Returns:
           [B, H, W, out_channels] float32.
         """
-        tokens = self.embed(x, self.embed.time(timestep), cond)  # [B, N, D]
+        tokens = self.embed(x, self.embed.time(timestep, cond), cond)  # [B, N, D]
         return self.head(self.trunk(tokens, self.embed.mask(cond)))  # [B, H, W, out_channels]
 
     @property

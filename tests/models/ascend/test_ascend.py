@@ -272,7 +272,7 @@ def test_large_parameters_are_split():
         ({"window_size": 3}, "window_size=3 does not divide a feature map of 8"),
         ({"dropout": 1.0}, r"model\.dropout=1.0"),
         ({"model_channels": 48}, "144 channels do not divide into 32 norm groups"),
-        ({"conditioning": ConditioningSpec(num_classes=10)}, "model 'ascend' takes only tokens"),
+        ({"conditioning": ConditioningSpec(second_time=True)}, "model 'ascend' takes only label, tokens, vector"),
     ],
 )
 def test_sizes_that_do_not_fit_are_named(options, message):

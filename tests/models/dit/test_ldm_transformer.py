@@ -1,6 +1,7 @@
 """LDM-Transformer against the counts of its specification, a forward pass written out in NumPy, and its acceptance
 checks; no official code or weights exist."""
 
+import dataclasses
 import re
 
 import jax
@@ -174,9 +175,9 @@ def reference(model, x, timestep, label, *, time_mode, class_mode, heads, patch=
         h = signals(model.embed, t, y)
         h[len(h) - len(places) :] += linear(model.patch_embed, np.stack([image[place].ravel() for place in places]))
         h = tower(model.encoder, h)
-        if hasattr(model, "bridge"):
+        if model.bridge is not None:
             h = linear(model.bridge, h)
-        h = tower(model.decoder, h + signals(getattr(model, "decoder_embed", model.embed), t, y))
+        h = tower(model.decoder, h + signals(model.decoder_embed or model.embed, t, y))
         for place, patch_values in zip(places, linear(model.head, h[-len(places) :]), strict=True):
             result[place] = patch_values.reshape(patch, patch, -1)
     return out
@@ -313,7 +314,9 @@ def test_bfloat16_computes_close_to_float32_and_keeps_float32_parameters(fresh, 
 
 def test_every_matrix_of_the_blocks_is_split_both_ways():
     mesh = make_mesh(MeshConfig(data=1, fsdp=2, tensor=4))
-    shardings = make_shardings(preset("ldm8-transformer").abstract(), LDMTransformer.partition_rules, mesh)
+    spec = ConditioningSpec(num_classes=1000, vector_width=8, token_length=4, token_width=8)
+    model = dataclasses.replace(preset("ldm8-transformer"), conditioning=spec).abstract()
+    shardings = make_shardings(model, LDMTransformer.partition_rules, mesh)
     specs = {path_name(path): leaf.spec for path, leaf in jax.tree_util.tree_leaves_with_path(shardings)}
     blocks = {name: spec for name, spec in specs.items() if re.search(r"blocks/.*kernel", name)}
     assert len(blocks) == 8 and all({"fsdp", "tensor"} <= set(spec) for spec in blocks.values())
@@ -328,7 +331,7 @@ def test_every_matrix_of_the_blocks_is_split_both_ways():
         ({"width": 30}, r"model\.width=30 must be divisible by 4 and by model\.heads=2"),
         ({"decoder_heads": 5}, r"model\.decoder_width=32 must be divisible by 4 and by model\.decoder_heads=5"),
         ({"decoder_width": 16, "bridge": False}, r"model\.bridge=False needs one width"),
-        ({"conditioning": ConditioningSpec(token_length=3, token_width=8)}, "'ldm_transformer' takes only label"),
+        ({"conditioning": ConditioningSpec(second_time=True)}, "'ldm_transformer' takes only label, tokens, vector"),
     ],
     ids=lambda value: None if isinstance(value, str) else " ".join(value),
 )

@@ -74,8 +74,8 @@ def from_golden(data, **more):
 @jax.jit
 def activations(model, x, timestep, cond):
     """The outputs of the official modules, under their names."""
-    inputs, context = model.embed(x, timestep, cond)
-    h, skips = model.encoder(inputs, context)
+    context = model.context(timestep, cond)
+    h, skips = model.encoder(x, context)
     mid1 = model.encoder.mid1
     found = {f"input_blocks.{i}": skip for i, skip in enumerate(skips)}
     found |= {
@@ -134,7 +134,7 @@ def filled(key=0, **options):
     return jax.tree.unflatten(structure, [jnp.asarray(value, jnp.float32) for value in values])
 
 
-HYBRID = ConditioningSpec(num_classes=3, null_class=True, token_length=4, token_width=6, image_channels=2)
+HYBRID = ConditioningSpec(3, null_class=True, vector_width=4, token_length=4, token_width=6, image_channels=2)
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +146,8 @@ def hybrid():
         return jnp.asarray(rng.standard_normal(shape), jnp.float32)
 
     tokens, mask = normal(2, 4, 6), jnp.ones((2, 4), bool)
-    cond = Conditioning(label=jnp.array([0, 3]), tokens=tokens, token_mask=mask, image=normal(2, 8, 8, 2))
+    label, vector, image = jnp.array([0, 3]), normal(2, 4), normal(2, 8, 8, 2)
+    cond = Conditioning(label=label, vector=vector, tokens=tokens, token_mask=mask, image=image)
     return filled(**tiny(HYBRID)), (normal(2, 8, 8, 1), jnp.array([3.0, 500.0]), cond)
 
 
@@ -160,6 +161,7 @@ def test_every_part_of_the_condition_is_heard(hybrid):
     out = forward(model, x, timestep, cond)
     for changed in (
         cond._replace(label=jnp.array([1, 2])),
+        cond._replace(vector=cond.vector + 1),
         cond._replace(tokens=cond.tokens + 1),
         cond._replace(image=cond.image + 1),
     ):
@@ -175,14 +177,15 @@ def test_every_part_of_the_condition_is_heard(hybrid):
 
 
 def test_rematerialisation_changes_no_gradient(hybrid):
-    x, context = jax.jit(lambda model, *inputs: model.embed(*inputs))(*hybrid[:1], *hybrid[1])
-    h = jnp.concatenate([x] * 11, axis=-1)[..., :32]
+    model, (x, timestep, cond) = hybrid
+    context = jax.jit(lambda model: model.backbone.context(timestep, cond))(model)
+    h = jnp.concatenate([x, cond.image] * 11, axis=-1)[..., :32]
 
     def gradient(model):
-        block = model.encoder.mid1
+        block = model.backbone.encoder.mid1
         return jax.tree.leaves(jax.jit(jax.grad(lambda block: jnp.mean(block(h, context) ** 2)))(block))
 
-    want, got = gradient(hybrid[0]), gradient(filled(**tiny(HYBRID, remat="full")))
+    want, got = gradient(model), gradient(filled(**tiny(HYBRID, remat="full")))
     scale = max(np.abs(leaf).max() for leaf in want)
     assert scale > 0
     for a, b in zip(want, got, strict=True):
@@ -194,7 +197,9 @@ def test_bfloat16_computes_close_to_float32_and_keeps_float32_parameters(hybrid)
     half = filled(**tiny(HYBRID, dtype="bfloat16", residual_dtype="bfloat16"))
     leaves = jax.tree.leaves(abstract_backbone("unet", **tiny(HYBRID, dtype="bfloat16", residual_dtype="bfloat16")))
     assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
-    skips = jax.eval_shape(lambda *inputs: half.encoder(*half.embed(*inputs))[1], *inputs)
+    x, timestep, cond = inputs
+    x, unet = jnp.concatenate([x, cond.image], axis=-1), half.backbone
+    _, skips = jax.eval_shape(lambda *inputs: unet.encoder(x, unet.context(*inputs)), timestep, cond)
     assert {skip.dtype for skip in skips} == {jnp.dtype("bfloat16")}
     out, want = forward(half, *inputs), forward(model, *inputs)
     assert out.dtype == jnp.float32
@@ -222,7 +227,7 @@ ZERO = (
 def test_initialisation():
     @jax.jit  # Of what is not returned nothing is computed.
     def chosen(key):
-        leaves = jax.tree.leaves_with_path(UNet(**tiny(HYBRID), rngs=nnx.Rngs(key)))
+        leaves = jax.tree.leaves_with_path(UNet(**tiny(HYBRID.without_image()), rngs=nnx.Rngs(key)))
         found = {path_name(path): leaf for path, leaf in leaves}
         return {name: found[name] for name in (*UNIFORM, *ZERO, "label_embed/table/embedding")}
 
@@ -268,14 +273,14 @@ def test_ddpm_pads_below_and_to_the_right():
 
 def test_the_longest_sequence_is_that_of_the_largest_attention():
     def tokens(**options):
-        return abstract_backbone("unet", **tiny(**options)).tokens
+        return abstract_backbone("unet", **tiny(**options)).sequence_length
 
     assert tokens() == 64
     assert tokens(attention_resolutions=(2,), channel_mult=(1, 1, 1)) == 16
     assert tokens(attention_resolutions=(32,), channel_mult=(1, 1, 1)) == 4
 
 
-@pytest.mark.parametrize("spec", [UNCONDITIONAL, HYBRID], ids=["plain", "hybrid"])
+@pytest.mark.parametrize("spec", [UNCONDITIONAL, HYBRID.without_image()], ids=["plain", "hybrid"])
 def test_every_large_parameter_is_split_over_the_mesh(spec):
     model = abstract_backbone("unet", **tiny(spec, channel_mult=(1, 2)))
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
@@ -296,7 +301,7 @@ def test_every_large_parameter_is_split_over_the_mesh(spec):
         ({"num_heads": 3}, "choose a divisor of the 32 channels"),
         ({"input_shape": (8, 9, 1), "channel_mult": (1, 1)}, "an input of 8×9 does not divide by 2"),
         ({"model_channels": 36}, "36 channels do not divide into 8 norm groups"),
-        ({"conditioning": ConditioningSpec(vector_width=4)}, "model 'unet' takes only image, label, tokens"),
+        ({"conditioning": ConditioningSpec(second_time=True)}, "model 'unet' takes only label, tokens, vector"),
     ],
 )
 def test_what_cannot_be_built_is_named(options, message):

@@ -166,7 +166,7 @@ def test_the_text_reaches_time_token_and_blocks(text_model, cond):
     embed, text = text_model.embed, text_model.text
 
     def by_hand(model):
-        time, routed = model.text(embed.time(TIMESTEP), cond)
+        time, routed = model.text(embed.time(TIMESTEP, cond), cond)
         tokens = model.embed(X, time, cond)
         x = jax.tree.map(lambda leaf: leaf[0], model.trunk.down)(tokens, routed)
         x, skip = model.trunk.middle(x, routed), x
@@ -176,7 +176,7 @@ def test_the_text_reaches_time_token_and_blocks(text_model, cond):
     out, (want, time_token) = jax.jit(lambda model: (model(X, TIMESTEP, cond), by_hand(model)))(text_model)
     np.testing.assert_allclose(out, want, atol=1e-5)
     halves = time_token - embed.positions[...][0]
-    np.testing.assert_allclose(halves[:, :16], text.time_half(embed.time(TIMESTEP)), atol=1e-5)
+    np.testing.assert_allclose(halves[:, :16], text.time_half(embed.time(TIMESTEP, cond)), atol=1e-5)
 
 
 def test_a_sample_without_text_is_blind_to_its_tokens(text_model, run, cond):
@@ -220,7 +220,9 @@ def test_mistakes_are_named(text_model):
         abstract_backbone("iuvit", **context, width=72, heads=7)
     with pytest.raises(UserError, match=r"model\.depth=4 must be odd"):
         abstract_backbone("iuvit", **context, depth=4)
-    with pytest.raises(UserError, match="model 'iuvit' takes only label, tokens, the conditioner provides image"):
-        abstract_backbone("iuvit", **{**context, "conditioning": ConditioningSpec(image_channels=3)})
-    with pytest.raises(ValueError, match=r"a model of text was called without cond\.tokens"):
+    with pytest.raises(
+        UserError, match="model 'iuvit' takes only label, tokens, vector, the conditioner provides second_time"
+    ):
+        abstract_backbone("iuvit", **{**context, "conditioning": ConditioningSpec(second_time=True)})
+    with pytest.raises(ValueError, match=r"a model of tokens was called without cond\.tokens"):
         text_model(X, TIMESTEP, Conditioning())

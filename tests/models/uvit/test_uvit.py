@@ -64,8 +64,8 @@ def inputs(data):
 
 def activations(model, x, timestep, cond):
     """What the official modules put out, by their names, one block after the other; norms and head on all tokens."""
-    found = {"patch_embed": model.embed.patch_embed(patchify(x, 2)), "time_embed": model.embed.time(timestep)}
-    tokens, skips = model.embed(x, model.embed.time(timestep), cond), []
+    found = {"patch_embed": model.embed.patch_embed(patchify(x, 2)), "time_embed": model.embed.time(timestep, cond)}
+    tokens, skips = model.embed(x, model.embed.time(timestep, cond), cond), []
     for i in range(2):
         tokens = jax.tree.map(lambda leaf, i=i: leaf[i], model.trunk.down)(tokens, None)
         skips.append(tokens)
@@ -174,7 +174,7 @@ def test_bfloat16_computes_close_to_float32_and_keeps_float32_parameters(golden)
     half, _ = from_golden(data, dtype="bfloat16", residual_dtype="bfloat16")
     assert {leaf.dtype for leaf in jax.tree.leaves(half)} == {jnp.dtype("float32")}
     x, timestep, cond = inputs(data)
-    assert half.embed(x, half.embed.time(timestep), cond).dtype == jnp.bfloat16
+    assert half.embed(x, half.embed.time(timestep, cond), cond).dtype == jnp.bfloat16
     run = jax.jit(lambda model: model(x, timestep, cond))
     out, want = run(half), run(model)
     assert out.dtype == jnp.float32
@@ -185,7 +185,9 @@ def test_time_in_the_unit_interval_is_scaled(golden):
     data = golden("uvit_uncond")
     model, scaled = from_golden(data)[0], from_golden(data, time_scale=1000.0)[0]
     timestep = jnp.array([0.25, 0.5])
-    np.testing.assert_array_equal(scaled.embed.time(timestep), model.embed.time(1000 * timestep))
+    np.testing.assert_array_equal(
+        scaled.embed.time(timestep, Conditioning()), model.embed.time(1000 * timestep, Conditioning())
+    )
 
 
 def test_mistakes_are_named(fresh):
@@ -194,7 +196,9 @@ def test_mistakes_are_named(fresh):
         abstract_backbone("uvit", **context, patch_size=3)
     with pytest.raises(UserError, match=r"model\.width=100 must be divisible by model\.heads=8"):
         abstract_backbone("uvit", **context, width=100)
-    with pytest.raises(UserError, match="model 'uvit' takes only label, tokens, the conditioner provides vector"):
-        abstract_backbone("uvit", **{**context, "conditioning": ConditioningSpec(vector_width=4)})
+    with pytest.raises(
+        UserError, match="model 'uvit' takes only label, tokens, vector, the conditioner provides second_time"
+    ):
+        abstract_backbone("uvit", **{**context, "conditioning": ConditioningSpec(second_time=True)})
     with pytest.raises(ValueError, match=r"without cond\.tokens"):
         fresh(jnp.ones((1, 8, 8, 3)), jnp.ones(1), Conditioning(label=jnp.zeros(1, jnp.int32)))

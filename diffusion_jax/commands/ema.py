@@ -9,8 +9,6 @@ The average has the power-function profile of relative width sigma_rel at the ch
 and algorithm 3). --out becomes a run folder whose one checkpoint holds it as its `ema`.
 """
 
-import pathlib
-
 from absl import flags
 
 
@@ -25,7 +23,8 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues) -> None:
     """Runs the command."""
+    from diffusion_jax.files import user_path
     from diffusion_jax.runs.posthoc_ema import reconstruct
 
-    reconstruct(pathlib.Path(values.workdir), pathlib.Path(values.out), values.sigma_rel, values.step)
+    reconstruct(user_path(values.workdir), user_path(values.out), values.sigma_rel, values.step)
     print(f"{values.out}: an average of width {values.sigma_rel}; sample from it with --workdir {values.out}")

@@ -19,7 +19,6 @@ Everything that the run's config says of sampling can be overridden, for example
 """
 
 import operator
-import pathlib
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -79,11 +78,12 @@ def run(values: flags.FlagValues) -> None:
     import numpy as np
 
     from diffusion_jax.errors import UserError
+    from diffusion_jax.files import user_path
     from diffusion_jax.parallel import processes
     from diffusion_jax.pictures import grid, save
     from diffusion_jax.sampling.request import GeneratedImages
 
-    out = pathlib.Path(values.out)
+    out = user_path(values.out)
     archive = out / "samples.npz"
     if archive.exists() and not values.overwrite:
         raise UserError(f"--out {out}: samples.npz is already there; use another folder or --overwrite")

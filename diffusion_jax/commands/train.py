@@ -19,7 +19,6 @@ On several hosts, start the command on each, on TPU pods and SLURM with --coordi
 --coordinator HOST:PORT --num-processes N --process-id I. The scripts in launch/ do so: see docs/launching.md.
 """
 
-import pathlib
 import sys
 
 from absl import flags
@@ -33,7 +32,7 @@ STOPPED = 75
 def define_flags(values: flags.FlagValues) -> None:
     """Adds this command's flags to `values`."""
     flags.DEFINE_string("config", None, "The config file, FILE.py or FILE.py:VARIANT.", flag_values=values)
-    flags.DEFINE_string("workdir", None, "The run's folder; made if missing.", flag_values=values)
+    flags.DEFINE_string("workdir", None, "The run's folder, also gs://BUCKET/…; made if missing.", flag_values=values)
     flags.DEFINE_bool("print_config", False, "Print the complete config and exit.", flag_values=values)
     flags.DEFINE_list("overrides", [], "Filled with the --config.… arguments.", flag_values=values)
     define_process_flags(values)
@@ -45,6 +44,7 @@ def run(values: flags.FlagValues) -> None:
     start_process(values)
     from diffusion_jax.config import override, read_config, to_json
     from diffusion_jax.errors import UserError
+    from diffusion_jax.files import user_path
     from diffusion_jax.training.loop import stage_of, train
 
     written = read_config(values.config)
@@ -54,5 +54,5 @@ def run(values: flags.FlagValues) -> None:
         return
     if values.workdir is None:
         raise UserError("--workdir is missing: name a folder for checkpoints and logs, such as runs/first")
-    if not train(config, pathlib.Path(values.workdir)):
+    if not train(config, user_path(values.workdir)):
         sys.exit(STOPPED)

@@ -1,15 +1,16 @@
 """Opening the checkpoint of a run in order to sample from it."""
 
 import contextlib
-import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+from etils import epath
 from jax.sharding import Mesh
 
 from diffusion_jax import config as config_lib
 from diffusion_jax.errors import UserError
+from diffusion_jax.files import user_path
 from diffusion_jax.parallel.mesh import make_mesh, replicated
 from diffusion_jax.runs.checkpoints import Checkpoints
 from diffusion_jax.training.diffusion_state import abstract_state
@@ -21,7 +22,7 @@ BEST = "best"
 
 
 @contextlib.contextmanager
-def open_checkpoints(workdir: str | pathlib.Path, step: str) -> Iterator[tuple[Checkpoints, int]]:
+def open_checkpoints(workdir: epath.PathLike, step: str) -> Iterator[tuple[Checkpoints, int]]:
     """The checkpoints of a run that a step names, and the step as a number.
 
     Args:
@@ -31,10 +32,11 @@ def open_checkpoints(workdir: str | pathlib.Path, step: str) -> Iterator[tuple[C
     Raises:
       UserError: no such run or checkpoint.
     """
-    if not pathlib.Path(workdir, "checkpoints").is_dir():
+    folder = user_path(workdir)
+    if not (folder / "checkpoints").is_dir():
         raise UserError(f"--workdir {workdir}: there is no run (no checkpoints folder in it)")
     best = step == "best"
-    if best and not pathlib.Path(workdir, BEST).is_dir():
+    if best and not (folder / BEST).is_dir():
         raise UserError(f"--step best: {workdir} has none; train with train.eval_every and evaluate.best set")
     checkpoints = Checkpoints(workdir, folder=BEST if best else "checkpoints", read_only=True)
     try:
@@ -44,7 +46,7 @@ def open_checkpoints(workdir: str | pathlib.Path, step: str) -> Iterator[tuple[C
 
 
 def restore_for_sampling(
-    workdir: str | pathlib.Path, step: str = "latest", overrides: Sequence[str] = (), mesh: Mesh | None = None
+    workdir: epath.PathLike, step: str = "latest", overrides: Sequence[str] = (), mesh: Mesh | None = None
 ) -> tuple[System, Mesh, Any, Any]:
     """Reads the config and the weights of a checkpoint; neither the data nor the training mesh is needed.
 

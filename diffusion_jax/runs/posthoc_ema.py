@@ -1,9 +1,9 @@
 """Post-hoc EMA on disk: from a run's snapshots to a run folder with an average of another width."""
 
-import pathlib
 from typing import Any
 
 import jax
+from etils import epath
 
 from diffusion_jax import config as config_lib
 from diffusion_jax.errors import UserError
@@ -15,7 +15,7 @@ from diffusion_jax.runs.system import (SCHEMA, System)
 from diffusion_jax.data.facts import DatasetFacts
 
 
-def reconstruct(workdir: pathlib.Path, out: pathlib.Path, sigma_rel: float, step: str) -> None:
+def reconstruct(workdir: epath.Path, out: epath.Path, sigma_rel: float, step: str) -> None:
     """Combines the snapshots of a run up to a step into one average (Karras et al. 2024, algorithm 3).
 
     Args:

@@ -1,29 +1,31 @@
 """The sample file of ADM's evaluation, written without holding it in memory."""
 
+import contextlib
 import json
-import pathlib
 import zipfile
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from etils import epath
+
+from diffusion_jax.files import open_atomically
 
 
 class SampleArchive:
     """A .npz of ADM's format that grows image by image, so that no more than a batch is in memory.
 
     Args:
-      path: the file, which appears when it is whole.
+      path: the file, on a disk or in a bucket, which appears when it is whole.
       shape: (N, H, W, 3).
       labels: [N] integers, or None for samples of an unconditional model.
       info: how the samples were made, kept as JSON in the member `info`; must be ready for JSON.
     """
 
-    def __init__(self, path: pathlib.Path, shape: tuple[int, ...], labels: np.ndarray | None, info: Mapping[str, Any]):
-        self._info = json.dumps(info)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._path, self._partial, self._labels = path, path.with_name(f"{path.name}.partial"), labels
-        self._archive = zipfile.ZipFile(self._partial, "w")
+    def __init__(self, path: epath.Path, shape: tuple[int, ...], labels: np.ndarray | None, info: Mapping[str, Any]):
+        self._info, self._labels = json.dumps(info), labels
+        self._file = contextlib.ExitStack()
+        self._archive = zipfile.ZipFile(self._file.enter_context(open_atomically(path)), "w")
         self._member = self._archive.open("arr_0.npy", "w", force_zip64=True)
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(self._member, header)
@@ -41,4 +43,4 @@ class SampleArchive:
         with self._archive.open("info.npy", "w") as member:
             np.lib.format.write_array(member, np.array(self._info))
         self._archive.close()
-        self._partial.replace(self._path)
+        self._file.close()

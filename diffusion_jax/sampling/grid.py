@@ -1,10 +1,10 @@
 """The labelled pictures of samples that a run draws while it trains."""
 
-import pathlib
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
@@ -22,7 +22,7 @@ def grid_stream(system: System, mesh: Mesh) -> SampleStream:
     return SampleStream(system, mesh, rows=min(needed, system.sample.batch_size))
 
 
-def draw_grid(system: System, stream: SampleStream, model: Any, first_stage: Any, path: pathlib.Path) -> None:
+def draw_grid(system: System, stream: SampleStream, model: Any, first_stage: Any, path: epath.Path) -> None:
     """Draws the config's number of balanced samples into one labelled picture.
 
     Args:

@@ -1,9 +1,9 @@
 """Images of a checkpoint as a set to evaluate: drawn as they are measured, written only if asked."""
 
-import pathlib
 from collections.abc import Iterator
 
 from absl import flags
+from etils import epath
 
 from diffusion_jax.commands.sample import open_guides, sampling_overrides
 from diffusion_jax.data import Batch
@@ -29,7 +29,7 @@ class GeneratedImages(DrawnImages):
       UserError: no such run or checkpoint, or flags that do not fit it.
     """
 
-    def __init__(self, values: flags.FlagValues, save: pathlib.Path | None = None):
+    def __init__(self, values: flags.FlagValues, save: epath.Path | None = None):
         if values.num is None:
             raise UserError("--workdir needs --num, the number of samples to draw")
         overrides = sampling_overrides(values)

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import ml_collections
+from etils import epath
 
 from diffusion_jax.autoencoding.system import AutoencoderSystem
 from diffusion_jax.config import OVERRIDE, override, read_config
@@ -56,7 +57,7 @@ class PlannedRun:
 
     name: str
     point: SweepPoint
-    workdir: pathlib.Path
+    workdir: epath.Path
     arguments: tuple[str, ...]
     steps: int
 
@@ -103,7 +104,7 @@ def read_sweep(file: str) -> Sweep:
     return sweep
 
 
-def planned_runs(sweep: Sweep, workdir: pathlib.Path) -> list[PlannedRun]:
+def planned_runs(sweep: Sweep, workdir: epath.Path) -> list[PlannedRun]:
     """The runs of a sweep, each with a config that has been checked, so that none fails for it in the middle.
 
     Args:
@@ -145,7 +146,7 @@ def _check(config: ml_collections.ConfigDict, facts: DatasetFacts) -> None:
         jax.eval_shape(AutoencoderSystem(config, facts).init_state)
 
 
-def _check_folder(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
+def _check_folder(config: ml_collections.ConfigDict, folder: epath.Path) -> None:
     if (folder / "checkpoints").is_dir():
         checkpoints = Checkpoints(folder, read_only=True)
         if checkpoints.steps():

@@ -1,11 +1,11 @@
 """First stages as the training loop sees them."""
 
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import ml_collections
+from etils import epath
 
 from diffusion_jax.autoencoding.reconstruction import Reconstructions
 from diffusion_jax.autoencoding.step import AutoencoderState
@@ -76,7 +76,7 @@ class AutoencoderStage:
         """Draws images and below each its reconstruction by the averaged weights; beside it, the latents' histogram."""
         return lambda state, lpips, path: self.reconstructions.draw(state.ema, path)
 
-    def evaluation(self, workdir: pathlib.Path) -> "ReconstructionQuality":
+    def evaluation(self, workdir: epath.Path) -> "ReconstructionQuality":
         """See `Stage`."""
         return ReconstructionQuality(self.reconstructions)
 

@@ -1,11 +1,11 @@
 """Diffusion models and classifiers of noisy data as the training loop sees them."""
 
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
 import numpy as np
+from etils import epath
 
 from diffusion_jax.config import Schema
 from diffusion_jax.data.facts import DatasetFacts
@@ -74,13 +74,13 @@ class DiffusionStage:
         """Draws a grid of samples."""
         stream = grid_stream(self.system, self.mesh)
 
-        def draw(state: TrainState, first_stage: Any, path: pathlib.Path) -> None:
+        def draw(state: TrainState, first_stage: Any, path: epath.Path) -> None:
             params = state.ema if self.system.sample.params == "ema" else state.model
             draw_grid(self.system, stream, params, first_stage, path)
 
         return draw
 
-    def evaluation(self, workdir: pathlib.Path) -> TrainingEvaluation:
+    def evaluation(self, workdir: epath.Path) -> TrainingEvaluation:
         """See `Stage`."""
         return TrainingEvaluation(self.system, self.mesh, workdir)
 

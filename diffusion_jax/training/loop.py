@@ -2,7 +2,6 @@
 
 import collections
 import functools
-import pathlib
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,11 +9,13 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
+from etils import epath
 
 from diffusion_jax import config as config_lib
 from diffusion_jax.data import Feed, Source, batches, open_source
 from diffusion_jax.data.facts import DatasetFacts
 from diffusion_jax.errors import UserError
+from diffusion_jax.files import make_folder, write_atomically
 from diffusion_jax.models.layers.attention_kernels import attention_kernel, platform_kernel
 from diffusion_jax.parallel import processes
 from diffusion_jax.parallel.create import shardings_of
@@ -25,7 +26,7 @@ from diffusion_jax.sections import ProfiledSteps
 from diffusion_jax.training.autoencoder_stage import AutoencoderStage
 from diffusion_jax.training.diffusion_stage import DiffusionStage
 from diffusion_jax.training.profiling import Profiler
-from diffusion_jax.training.run_log import MetricWriter, ProgressLine
+from diffusion_jax.training.run_log import MetricWriter, ProgressLine, write_parameter_table
 from diffusion_jax.training.signals import StopRequest
 from diffusion_jax.training.stage import Stage
 from diffusion_jax.training.timing import Timing
@@ -62,11 +63,11 @@ def stage_of(config: Mapping[str, Any]) -> type[DiffusionStage] | type[Autoencod
     return AutoencoderStage if "discriminator" in config else DiffusionStage
 
 
-def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> bool:
+def train(config: ml_collections.ConfigDict, workdir: epath.Path) -> bool:
     """Trains a diffusion model or a first stage, continuing from the newest checkpoint in `workdir` if there is one.
 
-    Writes `config.json`, `metrics.jsonl`, `checkpoints/STEP`, `samples/STEP.png` and, where the config asks for them,
-    `evaluations/STEP.json`, `best/STEP` and `snapshots/STEP` into `workdir`. SIGTERM and SIGINT
+    Writes `config.json`, `parameters.txt`, `metrics.jsonl`, `checkpoints/STEP`, `samples/STEP.png` and, where the
+    config asks for them, `evaluations/STEP.json`, `best/STEP` and `snapshots/STEP` into `workdir`. SIGTERM and SIGINT
     save and return; the same call then resumes.
 
     Args:
@@ -92,7 +93,7 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> bool:
     kernel = platform_kernel(stage.attention, mesh.devices.flat[0].platform)
     abstract = stage.abstract_state()
 
-    workdir.mkdir(parents=True, exist_ok=True)
+    make_folder(workdir)
     checkpoints = Checkpoints(workdir, keep=settings.keep, keep_every=settings.keep_every)
     if checkpoints.steps():
         step = checkpoints.choose("latest")
@@ -107,7 +108,8 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> bool:
         "data": stage.facts.to_json(),
     }
     if processes.is_main():
-        (workdir / "config.json").write_text(config_lib.to_json(config) + "\n")
+        write_atomically(workdir / "config.json", f"{config_lib.to_json(config)}\n".encode())
+        write_parameter_table(workdir, abstract.model)
         parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract.model))
         print(
             f"{'resuming at' if step else 'starting at'} step {step} of {settings.steps}: "
@@ -123,7 +125,7 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> bool:
     return Loop(stage, checkpoints, metadata, workdir).run(state, step, step_function, frozen, source, rows)
 
 
-def check_same_run(config: ml_collections.ConfigDict, stored: dict[str, Any], workdir: pathlib.Path) -> None:
+def check_same_run(config: ml_collections.ConfigDict, stored: dict[str, Any], workdir: epath.Path) -> None:
     """Refuses to continue a run under a config that would have given other numbers.
 
     Raises:
@@ -152,7 +154,7 @@ class Loop:
       workdir: the run's folder.
     """
 
-    def __init__(self, stage: Stage, checkpoints: Checkpoints, metadata: dict[str, Any], workdir: pathlib.Path):
+    def __init__(self, stage: Stage, checkpoints: Checkpoints, metadata: dict[str, Any], workdir: epath.Path):
         self.stage, self.checkpoints, self.metadata, self.workdir = stage, checkpoints, metadata, workdir
         self.saved: int | None = None
         self.snapshots = Checkpoints(workdir, folder="snapshots") if stage.train.ema_widths else None
@@ -228,6 +230,8 @@ class Loop:
                         pending = []
                     with timing.aside("checkpoint"):
                         if saving or stopping:
+                            if writer:
+                                writer.flush()  # a run that resumes writes no line of the steps before
                             self.checkpoints.save(
                                 step, state._asdict(), self.metadata | self.stage.checkpoint_facts(state)
                             )

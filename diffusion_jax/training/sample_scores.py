@@ -1,9 +1,9 @@
 """Scoring the model of a run while it trains, and keeping its best checkpoint."""
 
 import json
-import pathlib
 from typing import Any
 
+from etils import epath
 from jax.sharding import Mesh
 
 from diffusion_jax.errors import UserError
@@ -31,7 +31,7 @@ class TrainingEvaluation:
       UserError: references or weights that are missing, or a metric that is not measured.
     """
 
-    def __init__(self, system: System, mesh: Mesh, workdir: pathlib.Path):
+    def __init__(self, system: System, mesh: Mesh, workdir: epath.Path):
         self.system, self.workdir, self.config = system, workdir, system.evaluate
         self.stream = SampleStream(system, mesh, uint8=uint8_rule(self.config.protocol))
         self.labels = parse_labels(self.config.labels, self.config.num, system.facts.num_classes, system.train.seed)
@@ -65,10 +65,8 @@ class TrainingEvaluation:
         result = self.scorer.measure(images)
         values = values_of(result)
         if processes.is_main():
-            folder = self.workdir / "evaluations"
-            folder.mkdir(exist_ok=True)
             text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
-            write_atomically(folder / f"{step:08}.json", text.encode())
+            write_atomically(self.workdir / f"evaluations/{step:08}.json", text.encode())
         if self.best is not None and self.config.best is not None:
             if self.config.best not in values:
                 raise UserError(

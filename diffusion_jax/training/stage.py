@@ -1,10 +1,10 @@
 """What the training loop asks of a kind of training; `diffusion_stage` and `autoencoder_stage` answer."""
 
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
+from etils import epath
 from jax.sharding import Mesh
 
 from diffusion_jax.data import DataConfig
@@ -12,7 +12,7 @@ from diffusion_jax.data.facts import DatasetFacts
 from diffusion_jax.models.layers.attention_kernels import KernelChoice
 from diffusion_jax.sections import TrainConfig
 
-DrawPicture = Callable[[Any, Any, pathlib.Path], None]
+DrawPicture = Callable[[Any, Any, epath.Path], None]
 """Draws a picture from (state, frozen networks) into a PNG."""
 
 
@@ -68,7 +68,7 @@ class Stage(Protocol):
     def drawing(self) -> DrawPicture:
         """What draws the pictures of `train.sample_every`."""
 
-    def evaluation(self, workdir: pathlib.Path) -> Evaluation:
+    def evaluation(self, workdir: epath.Path) -> Evaluation:
         """What measures at the steps of `train.eval_every`."""
 
     def checkpoint_facts(self, state: Any) -> dict[str, Any]:

@@ -74,8 +74,8 @@ class SampleFile:
                 raise UserError(f"{path}: has no images 'arr_0' (it has {', '.join(sorted(names))})")
             with archive.open("arr_0.npy") as stream:
                 shape, fortran_order, dtype = _header(stream)
-            self.labels = _labels(file, path) if "arr_1" in names else None
-            self.info = _info(file) if "info" in names else {}
+            self.labels = _labels(archive, path) if "arr_1" in names else None
+            self.info = _info(archive) if "info" in names else {}
         if dtype != np.uint8:
             raise UserError(f"{path}: arr_0 is {dtype}; images are uint8 in 0…255, so quantise them before saving")
         if len(shape) != 4 or shape[3] != 3 or 0 in shape or fortran_order:
@@ -213,15 +213,15 @@ def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     return np.lib.format.read_array_header_2_0(stream)
 
 
-def _info(file: IO[bytes]) -> dict[str, Any]:
-    with np.load(file, allow_pickle=False) as archive:
-        info = json.loads(str(archive["info"]))
+def _info(archive: zipfile.ZipFile) -> dict[str, Any]:
+    with archive.open("info.npy") as stream:
+        info = json.loads(str(np.lib.format.read_array(stream)))
     return info if isinstance(info, dict) else {}
 
 
-def _labels(file: IO[bytes], path: epath.Path) -> np.ndarray:
-    with np.load(file, allow_pickle=False) as archive:
-        labels = archive["arr_1"]
+def _labels(archive: zipfile.ZipFile, path: epath.Path) -> np.ndarray:
+    with archive.open("arr_1.npy") as stream:
+        labels = np.lib.format.read_array(stream)
     if not np.issubdtype(labels.dtype, np.integer):
         raise UserError(f"{path}: arr_1 is {labels.dtype}; labels are integers")
     return labels

@@ -51,6 +51,13 @@ def prepare(path: str) -> None:
         fsspec.config.conf.setdefault(protocol, {}).setdefault("use_listings_cache", False)
 
 
+def check_bucket(path: str) -> None:
+    """Looks for the bucket of a path, in which folders need not be made; raises OSError if there is none."""
+    scheme, _, rest = path.partition("://")
+    with _errors_of_disks(path):
+        _file_system(path).info(f"{scheme}://{rest.partition('/')[0]}")
+
+
 @contextlib.contextmanager
 def open_to_read(path: str) -> Iterator[BinaryIO]:
     """An object as a file with `seek`, of which only what is read is fetched; raises OSError as a disk would."""

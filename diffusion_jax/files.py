@@ -69,7 +69,10 @@ def make_folder(path: epath.PathLike) -> None:
       UserError: it cannot be made.
     """
     try:
-        epath.Path(path).mkdir(parents=True, exist_ok=True)
+        if in_bucket(path):
+            buckets.check_bucket(os.fspath(path))
+        else:
+            os.makedirs(path, exist_ok=True)
     except OSError as error:
         raise UserError(f"{path}: cannot be made ({error.strerror or error}); use another place") from error
 

@@ -1,13 +1,13 @@
 """Pictures of samples: uint8 conversion and labelled grids."""
 
 import io
-import pathlib
 from collections.abc import Sequence
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from PIL import Image, ImageDraw, ImageFont
 
 from diffusion_jax.files import write_atomically
@@ -68,7 +68,7 @@ def grid(images: np.ndarray, captions: Sequence[str] | None = None, columns: int
     return sheet
 
 
-def save(sheet: Image.Image, path: pathlib.Path) -> None:
+def save(sheet: Image.Image, path: epath.PathLike) -> None:
     """Writes a PNG so that a reader never sees half of it."""
     png = io.BytesIO()
     sheet.save(png, format="PNG")

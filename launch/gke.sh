@@ -3,8 +3,8 @@
 #
 #   launch/gke.sh --name NAME --image IMAGE --accelerator KIND --hosts N --chips N [OPTIONS] -- TRAIN ARGUMENTS
 #   launch/gke.sh --name xl2 --image REGISTRY/diffusion_jax:1 --accelerator tpu-v5-lite-podslice --topology 4x4 \
-#       --hosts 4 --chips 4 --volume runs:/data --spot \
-#       -- --config configs/dit.py:XL/2 --workdir /data/runs/xl2
+#       --hosts 4 --chips 4 --spot \
+#       -- --config configs/dit.py:XL/2 --workdir gs://my-bucket/runs/xl2
 #
 #   --name NAME         name of the JobSet
 #   --image IMAGE       container image with this library installed, the clone being its working directory
@@ -14,7 +14,7 @@
 #   --hosts N           hosts, of a TPU those of a slice
 #   --chips N           TPU chips or GPUs per host
 #   --slices N          TPU slices (default 1)
-#   --volume CLAIM:DIR  a persistent volume claim, ReadWriteMany, that the pods see at DIR; the run's folder is in it
+#   --volume CLAIM:DIR  a persistent volume claim, ReadWriteMany, that the pods see at DIR, for a run that is in no bucket
 #   --spot              use spot nodes
 #   --restarts N        restarts after crashes and preemptions, altogether (default 1000)
 #   --dry-run           print the manifest instead of handing it to kubectl

@@ -7,7 +7,8 @@
 #
 # Everything before "--" goes to sbatch, except --dry-run, which prints the sbatch command and the batch script. JAX takes
 # one GPU per task, so --ntasks-per-node equals --gpus-per-node (and --gpus-per-task, which hides the others, is left out).
-# The folder must be one that all nodes share; the log is WORKDIR/slurm-JOB.log.
+# The folder must be one that all nodes share, or in a bucket; the log is WORKDIR/slurm-JOB.log, of a run in a bucket
+# ./slurm-JOB.log.
 #
 # While a job for the same folder is queued or running, nothing is submitted. A job that is preempted, loses a node or
 # comes within five minutes of its time limit saves and goes back into the queue, and then resumes; scancel ends it.
@@ -20,11 +21,16 @@ split_arguments "$@"
 need_train_arguments
 workdir=$(train_value workdir)
 [[ $workdir ]] || fail "--workdir has no value: name the run's folder"
+if [[ $workdir == *://* ]]; then
+    folder=$workdir logs=.
+else
+    folder=$(realpath -m "$workdir") logs=$workdir
+fi
 job="$(dirname "$0")/slurm_job.sh"
 # The name of the folder is the name of the job, by which a second one is recognised.
-name="diffusion-jax:$(realpath -m "$workdir" | tr '/, ' '___')"
+name="diffusion-jax:$(tr '/, ' '___' <<<"$folder")"
 command=(
-    sbatch --parsable "--job-name=$name" "--output=$workdir/slurm-%j.log" ${own[@]+"${own[@]}"} "$job" "${train[@]}"
+    sbatch --parsable "--job-name=$name" "--output=$logs/slurm-%j.log" ${own[@]+"${own[@]}"} "$job" "${train[@]}"
 )
 
 if [[ $dry_run ]]; then
@@ -39,6 +45,6 @@ if [[ $queued ]]; then
     note "job ${queued//$'\n'/, } already trains $workdir; scancel ends it"
     exit 0
 fi
-mkdir -p "$workdir"
+mkdir -p "$logs"
 id=$("${command[@]}")
-note "submitted job $id; its log: $workdir/slurm-$id.log"
+note "submitted job $id; its log: $logs/slurm-$id.log"

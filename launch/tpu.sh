@@ -3,8 +3,8 @@
 #
 #   launch/tpu.sh --name NAME --zone ZONE --type TYPE --version VERSION [OPTIONS] -- TRAIN ARGUMENTS
 #   launch/tpu.sh --name xl2 --zone us-west4-a --type v5litepod-16 --version v2-alpha-tpuv5-lite --create --spot \
-#       --setup 'sudo mkdir -p /data && sudo mount 10.0.0.2:/data /data' \
-#       -- --config configs/dit.py:XL/2 --workdir /data/runs/xl2
+#       -- --config configs/dit.py:XL/2 --workdir gs://my-bucket/runs/xl2 \
+#       --config.data.name=cache:gs://my-bucket/caches/imagenet
 #   launch/tpu.sh --name NAME --zone ZONE --delete
 #
 #   --name NAME, --zone ZONE  the queued resource, and its slices NAME or NAME-0, NAME-1, ...
@@ -13,7 +13,7 @@
 #   --slices N                number of slices (default 1)
 #   --create OPTION           passed on to "queued-resources create", such as --spot or --reserved; repeat it for more
 #   --project PROJECT         the project, if it is not gcloud's own
-#   --setup COMMAND           run on every worker before training starts: mount the data and the run's folder
+#   --setup COMMAND           run on every worker before training starts, such as to mount data that is in no bucket
 #   --poll SECONDS            between looks at the resource and the workers (default 60)
 #   --restarts N              ends after so many crashes in a row without a preemption between them (default 5)
 #   --delete                  delete the queued resource and its slices
@@ -22,7 +22,8 @@
 # It creates the resource unless it exists, waits for it, copies the commit checked out here to every worker, installs
 # it, starts the training there in the background, and watches. Stopping this script stops nothing on the TPU; starting
 # it again goes on watching. A preempted resource is deleted and requested again, and the training, started again,
-# resumes from its folder, which therefore has to be on storage that all workers share and that outlives them.
+# resumes from its folder, which therefore has to be on storage that all workers share and that outlives them: a bucket
+# to which the TPU's service account may write.
 
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
@@ -104,7 +105,7 @@ install() {
     # The TPU VMs' own Python is older than 3.11.
     on_workers "set -e; mkdir -p diffusion_jax; tar -xzf diffusion_jax.tar.gz -C diffusion_jax; cd diffusion_jax
 python3 -m pip install --quiet --user uv; python3 -m uv venv --quiet --allow-existing --python 3.12 .venv
-python3 -m uv pip install --quiet --python .venv/bin/python -e '.[tpu]'"
+python3 -m uv pip install --quiet --python .venv/bin/python -e '.[tpu,gcs]'"
 }
 
 # Starts the training on every worker, in the background, unless it is running or over there.

@@ -1,6 +1,12 @@
 """Test configuration: eight fake CPU devices, strict dtype promotion."""
 
+import contextlib
 import os
+import pathlib
+import socket
+import subprocess
+import sys
+import time
 
 # Must be set before JAX starts its backend; XLA reads it once.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
@@ -24,7 +30,6 @@ def no_compilation_cache(monkeypatch):
 def golden():
     """Loads `tests/golden/<name>.npz` as a dict of arrays, with `config` parsed from JSON."""
     import json
-    import pathlib
 
     folder = pathlib.Path(__file__).parent / "golden"
 
@@ -55,3 +60,32 @@ def shared_compilations(tmp_path_factory):
     configure(options)
     yield
     configure(before)
+
+
+@pytest.fixture(scope="session")
+def bucket():
+    """`gs://bucket`, which a process on this machine keeps in memory, for this process and those that it starts."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    program = pathlib.Path(__file__).with_name("bucket_server.py")
+    server = subprocess.Popen(
+        [sys.executable, program, str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    environment = {
+        "STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{port}",
+        "TENSORSTORE_GCS_HTTP_URL": f"http://127.0.0.1:{port}",
+        # Otherwise gcsfs asks Google what kind of bucket it is.
+        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
+    }
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            for _ in range(200):
+                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                    break
+                time.sleep(0.1)
+            yield "gs://bucket"
+    finally:
+        server.kill()
+        server.wait()

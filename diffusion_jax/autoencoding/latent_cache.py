@@ -1,6 +1,6 @@
 """Writing a cache of latents: every image of a source and its mirror image through the encoder, once.
 
-A shard is written under a temporary name and renamed when it is whole, and holds records that follow from its number.
+A shard appears under its name when it is whole, and holds records that follow from its number.
 So whatever interrupts the writing, the same call finishes it: what is there under its final name is right, and what is
 not there is made. Process p of P writes the shards p, p + P, …, each batch spread over the process's own devices.
 """
@@ -9,22 +9,23 @@ import dataclasses
 import functools
 import json
 import os
-import pathlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
 from diffusion_jax.autoencoding.fingerprint import encoder_fingerprint
 from diffusion_jax.autoencoding.latent_statistics import LatentStatistics
 from diffusion_jax.data import Batch, BatchContents, DataConfig, Source, all_records
 from diffusion_jax.data.latents import MIRRORED, CacheMetadata, image_settings
 from diffusion_jax.errors import UserError, did_you_mean
-from diffusion_jax.files import write_atomically
+from diffusion_jax.files import in_bucket, list_files, make_folder, open_atomically, write_atomically
 from diffusion_jax.models.autoencoder.first_stage import (
     PUBLISHED_SCALES,
     Identity,
@@ -41,6 +42,9 @@ CacheDType = Literal["float32", "float16", "bfloat16"]
 
 # Each record by itself, so that reading one at random reads nothing else; latents hardly compress.
 WRITER_OPTIONS = "group_size:1,uncompressed"
+
+# Reading the statistics of many shards waits for the file system, in a bucket for long.
+READING_THREADS = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +84,7 @@ def with_any_scale(config: Identity | KLConfig | VQConfig) -> KLConfig | VQConfi
 
 
 def write_cache(
-    folder: pathlib.Path,
+    folder: epath.Path,
     source: Source,
     data: DataConfig,
     first_stage: KLFirstStage | VQFirstStage,
@@ -127,11 +131,12 @@ def write_cache(
         check_same_cache(metadata, stored, folder)
     elif processes.is_main():
         metadata.write(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
 
     sizes = stored.shard_bytes if stored else ()
     mine = range(jax.process_index(), metadata.shards, jax.process_count())
-    missing = [shard for shard in mine if not _is_whole(folder, metadata, shard, sizes)]
+    found = list_files(folder)
+    missing = [shard for shard in mine if not _is_whole(found, metadata, shard, sizes)]
     if missing:
         _write_shards(folder, metadata, source, data, first_stage, config.batch_size, missing)
     processes.wait_for_all("cache written")
@@ -141,7 +146,7 @@ def write_cache(
     return finished
 
 
-def check_same_cache(metadata: CacheMetadata, stored: CacheMetadata, folder: pathlib.Path) -> None:
+def check_same_cache(metadata: CacheMetadata, stored: CacheMetadata, folder: epath.Path) -> None:
     """Raises a `UserError` that names the first difference, unless `stored` is what `metadata` describes."""
     free = ("autoencoder", "shard_bytes", "statistics")  # a name, and what is known only at the end
     for field in dataclasses.fields(CacheMetadata):
@@ -150,15 +155,17 @@ def check_same_cache(metadata: CacheMetadata, stored: CacheMetadata, folder: pat
             raise UserError(f"{folder} holds a cache with {field.name}={before!r}, not {now!r}: use another --out")
 
 
-def _is_whole(folder: pathlib.Path, metadata: CacheMetadata, shard: int, sizes: Sequence[int]) -> bool:
-    path = folder / metadata.shard_name(shard)
-    if not path.exists() or not path.with_suffix(".json").exists():
-        return False
-    return not sizes or path.stat().st_size == sizes[shard]
+def _is_whole(found: Mapping[str, int], metadata: CacheMetadata, shard: int, sizes: Sequence[int]) -> bool:
+    name = metadata.shard_name(shard)
+    return name in found and _statistics_name(name) in found and (not sizes or found[name] == sizes[shard])
+
+
+def _statistics_name(shard_name: str) -> str:
+    return f"{shard_name.removesuffix('.array_record')}.json"
 
 
 def _write_shards(
-    folder: pathlib.Path,
+    folder: epath.Path,
     metadata: CacheMetadata,
     source: Source,
     data: DataConfig,
@@ -259,24 +266,22 @@ def _records(batch: Batch, moments: dict[str, jax.Array], metadata: CacheMetadat
 
 
 def _write_shard(
-    folder: pathlib.Path, metadata: CacheMetadata, shard: int, records: np.ndarray, text: Sequence[bytes]
+    folder: epath.Path, metadata: CacheMetadata, shard: int, records: np.ndarray, text: Sequence[bytes]
 ) -> None:
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    path = folder / metadata.shard_name(shard)
-    for abandoned in folder.glob(f"{path.name}.*.partial"):
-        abandoned.unlink()
-    # The process number keeps a second call on the same folder from writing into the same file.
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    writer = ArrayRecordWriter(os.fspath(partial), WRITER_OPTIONS)
-    for record, behind in zip(records, text, strict=True):
-        writer.write(record.tobytes() + behind)
-    writer.close()
-    with partial.open("rb") as file:
+    name = metadata.shard_name(shard)
+    if not in_bucket(folder):
+        for abandoned in folder.glob(f"{name}.*.partial"):
+            abandoned.unlink()
+    with open_atomically(folder / name) as file:
+        writer = ArrayRecordWriter(file.name, WRITER_OPTIONS)
+        for record, behind in zip(records, text, strict=True):
+            writer.write(record.tobytes() + behind)
+        writer.close()
         os.fsync(file.fileno())
-    statistics = json.dumps(_statistics(records, metadata).to_json())
-    write_atomically(path.with_suffix(".json"), statistics.encode())
-    os.replace(partial, path)
+        statistics = json.dumps(_statistics(records, metadata).to_json())
+        write_atomically(folder / _statistics_name(name), statistics.encode())
 
 
 def _statistics(records: np.ndarray, metadata: CacheMetadata) -> LatentStatistics:
@@ -290,12 +295,14 @@ def _statistics(records: np.ndarray, metadata: CacheMetadata) -> LatentStatistic
     return parts[0].merge(parts[1])
 
 
-def _finish(folder: pathlib.Path, metadata: CacheMetadata) -> CacheMetadata:
+def _finish(folder: epath.Path, metadata: CacheMetadata) -> CacheMetadata:
     """The metadata with what all shards together tell."""
-    paths = [folder / metadata.shard_name(shard) for shard in range(metadata.shards)]
-    parts = [LatentStatistics.from_json(json.loads(path.with_suffix(".json").read_text())) for path in paths]
+    names, sizes = [metadata.shard_name(shard) for shard in range(metadata.shards)], list_files(folder)
+    with ThreadPoolExecutor(READING_THREADS) as pool:
+        texts = pool.map(lambda name: (folder / _statistics_name(name)).read_text(), names)
+        parts = [LatentStatistics.from_json(json.loads(text)) for text in texts]
     return dataclasses.replace(
         metadata,
-        shard_bytes=tuple(path.stat().st_size for path in paths),
+        shard_bytes=tuple(sizes[name] for name in names),
         statistics=functools.reduce(LatentStatistics.merge, parts).to_json(),
     )

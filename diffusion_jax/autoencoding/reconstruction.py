@@ -2,12 +2,12 @@
 
 import dataclasses
 import itertools
-import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
@@ -92,7 +92,7 @@ class Reconstructions:
             values["rfid"] = frechet_distance(*made.finalise(), *real.finalise())
         return values
 
-    def draw(self, model: Generator, path: pathlib.Path) -> None:
+    def draw(self, model: Generator, path: epath.Path) -> None:
         """Writes two pictures of `evaluate.grid` images: of the images and of their latents.
 
         Args:

@@ -11,8 +11,6 @@ flips afresh in every epoch, as if it encoded the images itself. The second form
 either. The same command finishes a cache after any interruption; on several hosts, start it on each.
 """
 
-import pathlib
-
 from absl import flags
 
 from diffusion_jax.commands.flags import define_process_flags, start_process
@@ -45,6 +43,7 @@ def run(values: flags.FlagValues) -> None:
     from diffusion_jax.config import load_config, override
     from diffusion_jax.data import DataConfig, open_source
     from diffusion_jax.errors import UserError
+    from diffusion_jax.files import user_path
     from diffusion_jax.models.autoencoder.autoencoder import AUTOENCODERS, VQ_AUTOENCODERS
     from diffusion_jax.parallel import processes
     from diffusion_jax.runs.schemas import DIFFUSION_SCHEMA
@@ -65,7 +64,7 @@ def run(values: flags.FlagValues) -> None:
         preset, weights = values.autoencoder, values.weights
         section = {"name": "vq" if preset in VQ_AUTOENCODERS else "kl", "preset": preset, "weights": weights}
         if preset not in {*AUTOENCODERS, *VQ_AUTOENCODERS} and weights is None:
-            if not pathlib.Path(preset).exists():
+            if not user_path(preset).exists():
                 known = ", ".join([*AUTOENCODERS, *VQ_AUTOENCODERS])
                 raise UserError(f"--autoencoder {preset}: is no file, no folder and no preset; presets: {known}")
             section = {"name": trained_kind(preset) or "kl", "weights": preset}
@@ -83,7 +82,7 @@ def run(values: flags.FlagValues) -> None:
     autoencoder.abstract().latent_shape((height, width), channels)  # complains before weights are read
     first_stage = autoencoder.build(load_first_stage, seed)
     name = f"{autoencoder.preset} weights={autoencoder.weights}"
-    finished = write_cache(pathlib.Path(values.out), source, images, first_stage, name, how)
+    finished = write_cache(user_path(values.out), source, images, first_stage, name, how)
     if processes.is_main() and finished.statistics:
         shape, scale = "×".join(map(str, finished.latent_shape)), finished.statistics["scale"]
         size = sum(finished.shard_bytes) / 1e6

@@ -34,6 +34,8 @@ from diffusion_jax.commands.flags import start_process
 from diffusion_jax.commands.sample import define_run_flags, sample_request
 
 if TYPE_CHECKING:
+    from etils import epath
+
     from diffusion_jax.evaluation.image_sets import ImageSet
 
 
@@ -63,7 +65,7 @@ def run(values: flags.FlagValues) -> None:
     from diffusion_jax.errors import UserError
     from diffusion_jax.evaluation.scoring import open_scorer
     from diffusion_jax.evaluation.settings import ScoringConfig
-    from diffusion_jax.files import write_atomically
+    from diffusion_jax.files import user_path, write_atomically
     from diffusion_jax.parallel import processes
 
     if values.self_check:
@@ -73,9 +75,9 @@ def run(values: flags.FlagValues) -> None:
         raise UserError("give --out, and either --samples or --workdir (or --self-check alone)")
     for flag in ("out", "save_samples"):
         path = values[flag].value
-        if path is not None and pathlib.Path(path).exists() and not values.overwrite:
+        if path is not None and user_path(path).exists() and not values.overwrite:
             raise UserError(f"--{flag.replace('_', '-')} {path} is already there; use another name or --overwrite")
-    older = read_result(pathlib.Path(values.compare)) if values.compare else None
+    older = read_result(user_path(values.compare)) if values.compare else None
     start_process(values)
     config = ScoringConfig(
         reference=values.reference,
@@ -97,7 +99,7 @@ def run(values: flags.FlagValues) -> None:
         print("\n".join(comparison(result, older, values.compare)))
     try:
         text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
-        write_atomically(pathlib.Path(values.out), text.encode())
+        write_atomically(user_path(values.out), text.encode())
     except OSError as error:
         raise UserError(f"--out {values.out}: cannot be written ({error.strerror}); use another place") from error
     print(values.out)
@@ -107,15 +109,15 @@ def open_samples(values: flags.FlagValues) -> "ImageSet":
     """Opens what --samples or --workdir names."""
     from diffusion_jax.evaluation.image_folder import ImageFiles
     from diffusion_jax.evaluation.image_sets import SampleFile
+    from diffusion_jax.files import user_path
 
     if values.workdir is not None:
         from diffusion_jax.api import open_run
-        from diffusion_jax.files import user_path
         from diffusion_jax.sampling.saved_images import SavedImages
 
         drawn = open_run(values.workdir, values.step).draw(sample_request(values))
         return SavedImages(drawn, user_path(values.save_samples) if values.save_samples else None)
-    path = pathlib.Path(values.samples)
+    path = user_path(values.samples)
     return ImageFiles(path) if path.is_dir() else SampleFile(path)
 
 
@@ -156,7 +158,7 @@ def protocol_table(result: dict[str, Any], reference: str | None) -> list[str]:
     return lines + [f"warning: {text}" for text in result["warnings"]]
 
 
-def read_result(path: pathlib.Path) -> dict[str, Any]:
+def read_result(path: "epath.Path") -> dict[str, Any]:
     """Reads a result file; raises UserError if it is none."""
     from diffusion_jax.errors import UserError
 

@@ -13,7 +13,6 @@ Bounds are what published peaks allow: no step is faster. Multiply-adds are coun
 """
 
 import json
-import pathlib
 
 from absl import flags
 
@@ -41,6 +40,7 @@ def run(values: flags.FlagValues) -> None:
 
     from diffusion_jax.config import override, read_config
     from diffusion_jax.errors import UserError
+    from diffusion_jax.files import user_path, write_atomically
     from diffusion_jax.parallel.topology import parse_topology
     from diffusion_jax.planning.facts import planned_facts
     from diffusion_jax.planning.plan import Planner
@@ -61,4 +61,4 @@ def run(values: flags.FlagValues) -> None:
     plan = planner.plan(values.batch, values.mfu, values.sampler, values.largest)
     print(report(plan, values.config))
     if values.json:
-        pathlib.Path(values.json).write_text(json.dumps(plan.to_json(), indent=2) + "\n")
+        write_atomically(user_path(values.json), (json.dumps(plan.to_json(), indent=2) + "\n").encode())

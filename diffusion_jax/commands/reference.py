@@ -10,8 +10,6 @@ pytorch-fid's program reads it too, and ADM's if the images are in it, as in VIR
 there. With --metrics=fid,fd_dinov2,cmmd it serves the networks of those metrics.
 """
 
-import pathlib
-
 from absl import flags
 
 
@@ -45,8 +43,9 @@ def run(values: flags.FlagValues) -> None:
     from diffusion_jax.evaluation.protocols import protocol_named
     from diffusion_jax.evaluation.references import reference_from_images, write_reference
     from diffusion_jax.evaluation.settings import METRIC_NEEDS, ScoringConfig
+    from diffusion_jax.files import user_path
 
-    out = pathlib.Path(values.out)
+    out = user_path(values.out)
     if out.suffix != ".npz":
         raise UserError(f"--out {out}: statistics are .npz files")
     if out.exists() and not values.overwrite:
@@ -61,7 +60,7 @@ def run(values: flags.FlagValues) -> None:
     check_metrics(metrics, offered_metrics(config))
     images: ImageSet
     if values.data.endswith(".npz"):
-        images = SampleFile(pathlib.Path(values.data))
+        images = SampleFile(user_path(values.data))
     elif values.image_size is None:
         raise UserError(f"--data {values.data} needs --image-size, the pixels to crop and resize to")
     else:

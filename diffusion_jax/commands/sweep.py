@@ -46,10 +46,11 @@ def run(values: flags.FlagValues) -> None:
     # This process only looks at shapes; the accelerators are for the runs.
     jax.config.update("jax_platforms", "cpu")
     from diffusion_jax.commands.train import STOPPED
+    from diffusion_jax.files import user_path
     from diffusion_jax.sweeping import LAUNCHERS, LaunchOptions, planned_runs, read_sweep, write_report
 
     sweep = read_sweep(values.sweep)
-    workdir = pathlib.Path(values.workdir or pathlib.Path("runs") / pathlib.Path(values.sweep).stem)
+    workdir = user_path(values.workdir or pathlib.Path("runs") / pathlib.Path(values.sweep).stem)
     runs = planned_runs(sweep, workdir)
     metrics = values.metrics or sweep.metrics
     if not values.report:

@@ -37,7 +37,7 @@ STOPPED = 75
 def define_flags(values: flags.FlagValues) -> None:
     """Adds this command's flags to `values`."""
     flags.DEFINE_string("config", None, "The config file, FILE.py or FILE.py:VARIANT.", flag_values=values)
-    flags.DEFINE_string("workdir", None, "The run's folder; made if missing.", flag_values=values)
+    flags.DEFINE_string("workdir", None, "The run's folder, also gs://BUCKET/…; made if missing.", flag_values=values)
     flags.DEFINE_bool("print_config", False, "Print the complete config and exit.", flag_values=values)
     flags.DEFINE_list("overrides", [], "Filled with the --config.… arguments.", flag_values=values)
     flags.DEFINE_string("init_from", None, "RUN or RUN:STEP whose weights a new run begins with.", flag_values=values)

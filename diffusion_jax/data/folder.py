@@ -9,6 +9,7 @@ import numpy as np
 from diffusion_jax.data.sources import BadImage
 from diffusion_jax.data.transforms import ImageDecoder
 from diffusion_jax.errors import UserError, did_you_mean
+from diffusion_jax.files import absolute, in_bucket, list_files, list_folder, read_bytes, user_path
 from diffusion_jax.records import Record, RecordSpec, image_records
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -28,7 +29,7 @@ class ImageFolder:
     Records are ordered by class name, then by path, whatever order the file system lists them in.
 
     Args:
-      path: the folder; `~` is expanded.
+      path: the folder, on a disk or in a bucket; `~` is expanded.
       split: name of a split.
       decode: turns a file's contents into an array.
 
@@ -39,7 +40,7 @@ class ImageFolder:
 
     def __init__(self, path: str, split: str, decode: ImageDecoder):
         self._decode = decode
-        given = os.path.abspath(os.path.expanduser(path))
+        given = os.fspath(absolute(user_path(path)))
         try:
             self._root = _split_folder(given, split)
             self.class_names, listings = _list_classes(self._root)
@@ -69,8 +70,7 @@ class ImageFolder:
     def __getitem__(self, index: int) -> Record:
         path = self.path(index)
         try:
-            with open(path, "rb") as file:
-                data = file.read()
+            data = read_bytes(path)
         except OSError as error:
             raise BadImage.of(path, error.strerror or str(error)) from error
         return {"image": self._decode(data, path), "label": self._labels[index]}
@@ -112,6 +112,10 @@ def _list_classes(root: str) -> tuple[tuple[str, ...], list[list[str]]]:
 def _list_images(root: str, inside: str, above: frozenset[str] = frozenset()) -> list[str]:
     """The paths, relative to `root`, of the images in `root/inside` and the folders below it."""
     folder = os.path.join(root, inside)
+    if in_bucket(folder):  # where a listing is as deep as one likes
+        return [
+            f"{inside}/{name}" for name in list_files(folder) if all(map(_is_seen, name.split("/"))) and _is_image(name)
+        ]
     folders, images = _list_entries(folder)
     found = [f"{inside}/{name}" for name in images]
     if folders:
@@ -125,13 +129,13 @@ def _list_images(root: str, inside: str, above: frozenset[str] = frozenset()) ->
 
 def _list_entries(folder: str) -> tuple[list[str], list[str]]:
     """The names of the folders and of the image files in a folder, in no order; a broken link counts as a file."""
-    folders, images = [], []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                folders.append(entry.name)
-            elif entry.name.lower().endswith(SUFFIXES):
-                images.append(entry.name)
-    return folders, images
+    folders, files = list_folder(folder)
+    return list(filter(_is_seen, folders)), [name for name in files if _is_seen(name) and _is_image(name)]
+
+
+def _is_seen(name: str) -> bool:
+    return not name.startswith(".")
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES)

@@ -1,4 +1,4 @@
-"""Latents on disk: the posterior moments of each image and of its mirror image, in ArrayRecord files.
+"""Stored latents: the posterior moments of each image and of its mirror image, in ArrayRecord files.
 
 A cache is a folder with `metadata.json` (`CacheMetadata`), shards `latents-00003-of-00010.array_record` of `shard_size`
 records each, the last one shorter, and beside each shard its latent statistics as JSON. A record is the bytes of one
@@ -8,16 +8,20 @@ element of `CacheMetadata.record_dtype`, and behind them, where the data set has
 import dataclasses
 import json
 import os
-import pathlib
+import threading
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.files import write_atomically
+from diffusion_jax.files import absolute, list_files, local_copy, user_path, write_atomically
 from diffusion_jax.records import TEXT, Field, Record, RecordSpec, array_fields, spec_from_json, spec_to_json
+
+if TYPE_CHECKING:
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 METADATA = "metadata.json"
 
@@ -115,13 +119,13 @@ class CacheMetadata:
         """The records of a shard."""
         return range(self.records)[shard * self.shard_size : (shard + 1) * self.shard_size]
 
-    def write(self, folder: pathlib.Path) -> None:
+    def write(self, folder: epath.Path) -> None:
         """Writes `metadata.json` into a folder."""
         values = {**dataclasses.asdict(self), "fields": spec_to_json(self.fields)}
         write_atomically(folder / METADATA, (json.dumps(values, indent=2) + "\n").encode())
 
     @classmethod
-    def read(cls, folder: pathlib.Path) -> "CacheMetadata | None":
+    def read(cls, folder: epath.Path) -> "CacheMetadata | None":
         """Reads the metadata of a cache; None if the folder has none.
 
         Raises:
@@ -151,11 +155,49 @@ class _Shard:
     skip: int = 0
 
 
+class _Shards:
+    """The shards of a cache, each opened, and in a bucket fetched, when a record of it is first read; by any thread."""
+
+    def __init__(self, folder: epath.Path, metadata: CacheMetadata):
+        self._folder, self._metadata = folder, metadata
+        self._forget()
+
+    def _forget(self) -> None:
+        self._opened: list[ArrayRecordDataSource | None] = [None] * self._metadata.shards
+        self._locks = [threading.Lock() for _ in self._opened]
+
+    def read(self, index: int) -> bytes:
+        """The bytes of record `index` of the cache."""
+        shard, position = divmod(index, self._metadata.shard_size)
+        records = self._opened[shard]
+        if records is None:
+            with self._locks[shard]:
+                records = self._opened[shard] = self._opened[shard] or self._open(shard)
+        return records[position]
+
+    def _open(self, shard: int) -> "ArrayRecordDataSource":
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+        file = self._folder / self._metadata.shard_name(shard)
+        count = len(self._metadata.shard_records(shard))
+        try:
+            return ArrayRecordDataSource([_Shard(os.fspath(local_copy(file)), count, count)])
+        except OSError as error:
+            raise UserError(f"{file}: cannot be read ({error.strerror}); look whether it is there") from error
+
+    def __getstate__(self) -> tuple[epath.Path, CacheMetadata]:
+        return self._folder, self._metadata
+
+    def __setstate__(self, state: tuple[epath.Path, CacheMetadata]) -> None:
+        self._folder, self._metadata = state
+        self._forget()
+
+
 class LatentCache:
     """The records of a finished cache.
 
     Args:
-      path: its folder; `~` is expanded.
+      path: its folder, on a disk or in a bucket; `~` is expanded.
       settings: `image_settings` of the config that trains from it.
       mirrored: hand out the moments of mirror images too.
 
@@ -170,10 +212,8 @@ class LatentCache:
     """
 
     def __init__(self, path: str, settings: Mapping[str, Any], mirrored: bool):
-        from array_record.python.array_record_data_source import ArrayRecordDataSource
-
         self._name = f"cache:{path}"
-        folder = pathlib.Path(path).expanduser().absolute()
+        folder = absolute(user_path(path))
         metadata = CacheMetadata.read(folder)
         if metadata is None:
             raise UserError(f"data.name={self._name}: no {METADATA} there; diffusion-jax encode writes caches")
@@ -185,15 +225,13 @@ class LatentCache:
                     f"data.{key}={value!r}: {self._name} holds latents of images with data.{key}="
                     f"{metadata.settings[key]!r}; set that, or encode again"
                 )
-        shards = []
+        sizes = list_files(folder)
         for shard, size in enumerate(metadata.shard_bytes):
-            file = folder / metadata.shard_name(shard)
-            if not file.exists() or file.stat().st_size != size:
-                problem = f"has {file.stat().st_size} bytes, not {size}" if file.exists() else "is missing"
-                raise UserError(f"{file} {problem}: copy it again, or run the same diffusion-jax encode again")
-            count = len(metadata.shard_records(shard))
-            shards.append(_Shard(os.fspath(file), count, count))
-        self._records = ArrayRecordDataSource(shards)
+            name = metadata.shard_name(shard)
+            if sizes.get(name) != size:
+                problem = f"has {sizes[name]} bytes, not {size}" if name in sizes else "is missing"
+                raise UserError(f"{folder / name} {problem}: copy it again, or run the same diffusion-jax encode again")
+        self._shards = _Shards(folder, metadata)
         self._dtype = metadata.record_dtype
         self.record_spec: RecordSpec = {**metadata.moment_spec(mirrored), **metadata.fields}
         self.metadata, self.encoder = metadata, metadata.encoder
@@ -233,7 +271,7 @@ class LatentCache:
 
     def _read(self, index: int) -> tuple[np.void, dict[str, str]]:
         try:
-            data = self._records[index]
+            data = self._shards.read(index)
             if not self.metadata.text_fields:
                 return np.frombuffer(data, self._dtype)[0], {}
             return np.frombuffer(data, self._dtype, 1)[0], json.loads(data[self._dtype.itemsize :])

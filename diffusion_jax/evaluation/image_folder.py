@@ -1,12 +1,14 @@
 """A folder of image files as they are: the samples of other programs, one file per image."""
 
 import hashlib
-import pathlib
+import io
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+from etils import epath
 from PIL import Image
 
 from diffusion_jax.data import Batch
@@ -14,8 +16,12 @@ from diffusion_jax.data.folder import SUFFIXES
 from diffusion_jax.data.transforms import DECODING_ERRORS, FORMATS
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation.image_sets import BATCH_SIZE, check_range
+from diffusion_jax.files import read_bytes
 
 LOSSY = (".jpg", ".jpeg", ".webp")
+
+# Reading waits for the file system, in a bucket for long.
+READING_THREADS = 16
 
 
 class ImageFiles:
@@ -30,7 +36,7 @@ class ImageFiles:
       UserError: no such folder, no image in it, or first images that `batches` refuses or of another range.
     """
 
-    def __init__(self, folder: pathlib.Path):
+    def __init__(self, folder: epath.Path):
         if not folder.is_dir():
             raise UserError(f"{folder}: there is no such folder")
         self.paths = sorted((path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES), key=_order)
@@ -46,8 +52,10 @@ class ImageFiles:
         """Raises UserError at a file that is damaged, not RGB, or of another size than the first."""
         for start in range(0, self.count, BATCH_SIZE):
             images = []
-            for path in self.paths[start : start + BATCH_SIZE]:
-                image = _read(path)
+            paths = self.paths[start : start + BATCH_SIZE]
+            with ThreadPoolExecutor(READING_THREADS) as pool:
+                read = list(pool.map(_read, paths))
+            for path, image in zip(paths, read, strict=True):
                 if image.shape != self.image_shape:
                     ours, first = (f"{shape[0]}×{shape[1]}" for shape in (image.shape, self.image_shape))
                     raise UserError(f"{path}: is {ours}, but {self.paths[0].name} is {first}; all must be of one size")
@@ -67,14 +75,14 @@ class ImageFiles:
         }
 
 
-def _order(path: pathlib.Path) -> list[tuple[int, int, str]]:
+def _order(path: epath.Path) -> list[tuple[int, int, str]]:
     """10.png comes after 9.png."""
     return [(1, int(word), "") if word.isdigit() else (0, 0, word) for word in re.split(r"(\d+)", path.name)]
 
 
-def _read(path: pathlib.Path) -> np.ndarray:
+def _read(path: epath.Path) -> np.ndarray:
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(io.BytesIO(read_bytes(path)), formats=FORMATS) as image:
             if image.mode != "RGB":
                 raise UserError(f"{path}: is of mode {image.mode}; samples are RGB, so save them as 8-bit RGB")
             return np.asarray(image)

@@ -1,9 +1,7 @@
 """Sets of images to measure: sample files and data sets, both read in batches."""
 
 import contextlib
-import hashlib
 import json
-import pathlib
 import sys
 import time
 import zipfile
@@ -13,9 +11,11 @@ from collections.abc import Iterator
 from typing import IO, Any, Protocol
 
 import numpy as np
+from etils import epath
 
 from diffusion_jax.data import Batch, DataConfig, LatentCache, Source, all_records, open_source
 from diffusion_jax.errors import UserError, did_you_mean
+from diffusion_jax.files import open_to_read, sha256_of, user_path
 from diffusion_jax.parallel import processes
 
 BATCH_SIZE = 256
@@ -64,18 +64,18 @@ class SampleFile:
       UserError: no such file, a damaged one, or arrays of other names, dtypes, shapes or ranges.
     """
 
-    def __init__(self, path: pathlib.Path):
+    def __init__(self, path: epath.Path):
         self.path = path
         if not path.is_file():
             raise UserError(f"{path}: there is no such file; `diffusion-jax sample` writes samples.npz")
-        with _whole(path), zipfile.ZipFile(path) as archive:
+        with _whole(path), open_to_read(path) as file, zipfile.ZipFile(file) as archive:
             names = {name.removesuffix(".npy") for name in archive.namelist()}
             if "arr_0" not in names:
                 raise UserError(f"{path}: has no images 'arr_0' (it has {', '.join(sorted(names))})")
             with archive.open("arr_0.npy") as stream:
                 shape, fortran_order, dtype = _header(stream)
-            self.labels = _labels(path) if "arr_1" in names else None
-            self.info = _info(path) if "info" in names else {}
+            self.labels = _labels(archive, path) if "arr_1" in names else None
+            self.info = _info(archive) if "info" in names else {}
         if dtype != np.uint8:
             raise UserError(f"{path}: arr_0 is {dtype}; images are uint8 in 0…255, so quantise them before saving")
         if len(shape) != 4 or shape[3] != 3 or 0 in shape or fortran_order:
@@ -90,7 +90,12 @@ class SampleFile:
 
     def batches(self) -> Iterator[Batch]:
         """Raises UserError if the file ends early or its checksum is wrong."""
-        with _whole(self.path), zipfile.ZipFile(self.path) as archive, archive.open("arr_0.npy") as stream:
+        with (
+            _whole(self.path),
+            open_to_read(self.path) as file,
+            zipfile.ZipFile(file) as archive,
+            archive.open("arr_0.npy") as stream,
+        ):
             _header(stream)
             for start in range(0, self.count, BATCH_SIZE):
                 stop = min(start + BATCH_SIZE, self.count)
@@ -99,8 +104,7 @@ class SampleFile:
                 yield {"image": images} | ({} if self.labels is None else {"label": self.labels[start:stop]})
 
     def describe(self) -> dict[str, Any]:
-        with open(self.path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = sha256_of(self.path)
         facts = {"file": self.path.name, "sha256": digest, "count": self.count, "image_shape": list(self.image_shape)}
         facts |= {key: self.info[key] for key in ("uint8", "label_law") if key in self.info}
         if self.labels is None:
@@ -148,7 +152,7 @@ def open_image_set(name: str, image_shape: tuple[int, int, int], split: str = "t
     """
     kind, _, rest = name.partition(":")
     if name.endswith(".npz"):
-        images = SampleFile(pathlib.Path(name))
+        images = SampleFile(user_path(name))
         if images.image_shape != image_shape:
             ours, theirs = (f"{height}×{width}" for height, width, _ in (images.image_shape, image_shape))
             raise UserError(f"{name}: has images of {ours}, the samples are {theirs}; both must be of one size")
@@ -192,7 +196,7 @@ def check_range(images: np.ndarray, name: str) -> None:
 
 
 @contextlib.contextmanager
-def _whole(path: pathlib.Path) -> Iterator[None]:
+def _whole(path: epath.Path) -> Iterator[None]:
     """Reports what reading a damaged .npz raises as a `UserError` that names the file."""
     try:
         yield
@@ -209,15 +213,15 @@ def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     return np.lib.format.read_array_header_2_0(stream)
 
 
-def _info(path: pathlib.Path) -> dict[str, Any]:
-    with np.load(path, allow_pickle=False) as archive:
-        info = json.loads(str(archive["info"]))
+def _info(archive: zipfile.ZipFile) -> dict[str, Any]:
+    with archive.open("info.npy") as stream:
+        info = json.loads(str(np.lib.format.read_array(stream)))
     return info if isinstance(info, dict) else {}
 
 
-def _labels(path: pathlib.Path) -> np.ndarray:
-    with np.load(path, allow_pickle=False) as archive:
-        labels = archive["arr_1"]
+def _labels(archive: zipfile.ZipFile, path: epath.Path) -> np.ndarray:
+    with archive.open("arr_1.npy") as stream:
+        labels = np.lib.format.read_array(stream)
     if not np.issubdtype(labels.dtype, np.integer):
         raise UserError(f"{path}: arr_1 is {labels.dtype}; labels are integers")
     return labels

@@ -1,6 +1,5 @@
 """Scores images by the Inception network and others under a protocol."""
 
-import pathlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -21,6 +20,7 @@ from diffusion_jax.evaluation.networks.vision_weights import (
 from diffusion_jax.evaluation.protocols import ScoringRules, protocol_named
 from diffusion_jax.evaluation.references import is_statistics_file, read_reference, reference_from_images
 from diffusion_jax.evaluation.settings import METRIC_NEEDS, ScoringConfig
+from diffusion_jax.files import user_path
 
 DEFAULT_PROTOCOL = "adm"
 
@@ -74,8 +74,8 @@ class ProtocolScorer:
         extractor = open_extractor(config, protocol, {METRIC_NEEDS[metric] for metric in metrics})
         reference = None
         if config.reference is not None:
-            path = pathlib.Path(config.reference)
-            if path.suffix == ".npz" and (is_statistics_file(path) or not path.is_file()):
+            path = user_path(config.reference) if config.reference.endswith(".npz") else None
+            if path is not None and (is_statistics_file(path) or not path.is_file()):
                 reference = read_reference(path, extractor, config.allow_other_resize)
             else:
                 reference = reference_from_images(open_image_set(config.reference, image_shape), extractor)

@@ -1,19 +1,18 @@
 """What samples are compared with: stored statistics in the formats of the field, or the images themselves."""
 
 import dataclasses
-import hashlib
 import json
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation.image_sets import DAMAGE, ImageSet, SampleFile, with_progress
 from diffusion_jax.evaluation.metrics.feature_statistics import FeatureStatistics
 from diffusion_jax.evaluation.networks.combined_features import CombinedFeatures
-from diffusion_jax.files import open_atomically
+from diffusion_jax.files import open_atomically, open_to_read, sha256_of
 
 Moments = tuple[np.ndarray, np.ndarray]
 
@@ -97,7 +96,7 @@ def reference_from_images(
     return Reference(images.name, moments, features, facts, embeddings, pixels)
 
 
-def write_reference(path: pathlib.Path, reference: Reference) -> None:
+def write_reference(path: epath.Path, reference: Reference) -> None:
     """Writes `mu`, `sigma`, `mu_s`, `sigma_s` under the names of ADM and pytorch-fid, `n`, `features`, and `info`.
 
     Those of other networks are `mu_dinov2`, `sigma_dinov2` and `embeddings`.
@@ -123,16 +122,16 @@ def write_reference(path: pathlib.Path, reference: Reference) -> None:
         raise UserError(f"--out {path}: cannot be written ({error.strerror}); use another place") from error
 
 
-def is_statistics_file(path: pathlib.Path) -> bool:
+def is_statistics_file(path: epath.Path) -> bool:
     """Whether a .npz holds stored statistics, not images alone."""
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+        with open_to_read(path) as file, np.load(file, allow_pickle=False) as archive:
             return "mu" in archive.files or "sigma" in archive.files
     except DAMAGE:
         return False
 
 
-def read_reference(path: pathlib.Path, extractor: CombinedFeatures, allow_other_resize: bool = False) -> Reference:
+def read_reference(path: epath.Path, extractor: CombinedFeatures, allow_other_resize: bool = False) -> Reference:
     """Reads the statistics files of this library, of ADM (`VIRTUAL_*.npz`) and of pytorch-fid.
 
     Args:
@@ -146,7 +145,7 @@ def read_reference(path: pathlib.Path, extractor: CombinedFeatures, allow_other_
         fit the extractor.
     """
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+        with open_to_read(path) as file, np.load(file, allow_pickle=False) as archive:
             names = set(archive.files)
             arrays = {key: archive[key] for keys in KEYS.values() for key in keys if key in names}
             info = json.loads(str(archive["info"])) if "info" in names else {}
@@ -163,8 +162,7 @@ def read_reference(path: pathlib.Path, extractor: CombinedFeatures, allow_other_
         if tap in extractor.widths and (tap == "2048" or names & {*keys})
     }
     warnings = _check_record(path, info, extractor, allow_other_resize)
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = sha256_of(path)
     absent = [tap for tap in KEPT_KEYS if tap in extractor.widths and tap not in rows]
     if absent and "arr_0" in names:
         measured = [extractor.measure(batch["image"]) for batch in SampleFile(path).batches()]
@@ -181,7 +179,7 @@ def read_reference(path: pathlib.Path, extractor: CombinedFeatures, allow_other_
     return Reference(str(path), moments, features, facts, embeddings)
 
 
-def _moments(path: pathlib.Path, arrays: Mapping[str, np.ndarray], tap: str, width: int) -> Moments:
+def _moments(path: epath.Path, arrays: Mapping[str, np.ndarray], tap: str, width: int) -> Moments:
     mean_key, covariance_key = KEYS[tap]
     for key in (mean_key, covariance_key):
         if key not in arrays:
@@ -201,7 +199,7 @@ def _moments(path: pathlib.Path, arrays: Mapping[str, np.ndarray], tap: str, wid
     return mean, covariance
 
 
-def _check_record(path: pathlib.Path, info: dict[str, Any], extractor: CombinedFeatures, allow: bool) -> list[str]:
+def _check_record(path: epath.Path, info: dict[str, Any], extractor: CombinedFeatures, allow: bool) -> list[str]:
     """What differs between the record and the extractor; an error unless it is allowed."""
     recorded = {each["name"]: each for each in info.get("further", [])}
     if "extractor" in info:

@@ -3,14 +3,15 @@
 import dataclasses
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from etils import epath
 from flax import nnx
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.files import user_path
 from diffusion_jax.interop.autoencoder_names import autoencoder_entries, recognise_naming
 from diffusion_jax.interop.mapping import load_state_dict
 from diffusion_jax.interop.readers import open_state_dict
@@ -57,7 +58,7 @@ DIFFUSERS_DEFAULTS: dict[str, Any] = {
 }
 
 
-def load_autoencoder(path: str | Path, model: Autoencoder | None = None) -> Any:
+def load_autoencoder(path: epath.PathLike, model: Autoencoder | None = None) -> Any:
     """Reads the weights of an autoencoder.
 
     Args:
@@ -73,7 +74,7 @@ def load_autoencoder(path: str | Path, model: Autoencoder | None = None) -> Any:
     Raises:
       UserError: no such file, a damaged one, a format that is not read, or weights of another architecture.
     """
-    file, config_file = _locate(Path(path))
+    file, config_file = _locate(user_path(path))
     kwargs = AUTOENCODERS["sd-vae"] if config_file is None else diffusers_kwargs(_read(config_file), str(config_file))
     described = jax.eval_shape(lambda: AutoencoderKL(**kwargs, rngs=nnx.Rngs(0)))
     if model is None:
@@ -106,7 +107,7 @@ def load_first_stage(first_stage: AnyFirstStage, path: str) -> AnyFirstStage:
       UserError: as `load_autoencoder`; or the folder's config.json has another `scaling_factor`.
     """
     autoencoder = load_autoencoder(path, first_stage.autoencoder)
-    _, config_file = _locate(Path(path))
+    _, config_file = _locate(user_path(path))
     if config_file is not None and first_stage.scale.ndim == 0:
         published, scale = _read(config_file)["scaling_factor"], float(first_stage.scale)
         if not np.isclose(published, scale, rtol=1e-6):
@@ -159,7 +160,7 @@ def diffusers_kwargs(config: Mapping[str, Any], place: str) -> dict[str, Any]:
     }
 
 
-def _locate(path: Path) -> tuple[Path, Path | None]:
+def _locate(path: epath.Path) -> tuple[epath.Path, epath.Path | None]:
     """The file of weights, and the config.json beside it when `path` is a folder."""
     if not path.is_dir():
         return path, None
@@ -167,7 +168,7 @@ def _locate(path: Path) -> tuple[Path, Path | None]:
     return folder / "diffusion_pytorch_model.safetensors", folder / "config.json"
 
 
-def _read(config_file: Path) -> dict[str, Any]:
+def _read(config_file: epath.Path) -> dict[str, Any]:
     if not config_file.is_file():
         raise UserError(f"no '{config_file}': {PUBLISHED}")
     try:

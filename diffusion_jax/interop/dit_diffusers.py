@@ -6,13 +6,14 @@ the official code takes 10000^(−i/128), and before the MLP the norm_eps of its
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
+from etils import epath
 from flax import nnx
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.files import user_path
 from diffusion_jax.interop.mapping import ConvAsLinear, Entry, conv, linear, load_state_dict
 from diffusion_jax.interop.readers import open_state_dict
 from diffusion_jax.models.conditioning.parts import ConditioningSpec
@@ -135,7 +136,7 @@ def diffusers_dit_options(config: Mapping[str, Any], function: Literal["official
 
 
 def load_diffusers_dit(
-    path: str | Path, *, function: Literal["official", "diffusers"] = "official", **options: Any
+    path: epath.PathLike, *, function: Literal["official", "diffusers"] = "official", **options: Any
 ) -> DiT:
     """Reads a DiT from a folder of diffusers.
 
@@ -150,7 +151,7 @@ def load_diffusers_dit(
     Raises:
       UserError: no such folder, or weights or a config.json of another model.
     """
-    folder = Path(path)
+    folder = user_path(path)
     if (folder / "transformer").is_dir():
         folder = folder / "transformer"
     config_file = folder / "config.json"

@@ -1,13 +1,14 @@
 """LPIPS weights from the user's files: the VGG16 of torchvision with the linear heads, or an LDM checkpoint."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import jax
 import numpy as np
+from etils import epath
 from flax import nnx
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.files import user_path
 from diffusion_jax.interop.mapping import Entry, PerChannel, conv, load_state_dict
 from diffusion_jax.interop.readers import open_state_dict
 from diffusion_jax.models.autoencoder.lpips import LPIPS, STAGES
@@ -73,7 +74,7 @@ def load_lpips(
     return load_state_dict(abstract, wanted, lpips_entries(abstract, torchvision=torchvision), source=source)
 
 
-def read_lpips(paths: Sequence[str | Path], *, dtype: DTypeName = "float32") -> LPIPS:
+def read_lpips(paths: Sequence[epath.PathLike], *, dtype: DTypeName = "float32") -> LPIPS:
     """Reads LPIPS from one or several files that hold its weights together; see `load_lpips`.
 
     Raises:
@@ -81,7 +82,7 @@ def read_lpips(paths: Sequence[str | Path], *, dtype: DTypeName = "float32") -> 
     """
     state_dict: dict[str, np.ndarray] = {}
     for path in paths:
-        opened = open_state_dict(Path(path), PUBLISHED)
+        opened = open_state_dict(user_path(path), PUBLISHED)
         parts = ("lin", "net.", "features.", *PREFIXES)
         state_dict |= {name: opened[name] for name in opened if name.startswith(parts)}
     return load_lpips(state_dict, dtype=dtype, source=", ".join(f"'{path}'" for path in paths))

@@ -1,12 +1,13 @@
 """Readers of foreign weight files: names to arrays, without running anything that a file contains."""
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import numpy as np
+from etils import epath
 from safetensors import SafetensorError, safe_open
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.files import local_copy
 from diffusion_jax.interop.torch_files import read_torch_file
 
 
@@ -14,15 +15,15 @@ class SafetensorsFile(Mapping[str, np.ndarray]):
     """The tensors of a .safetensors file by name; each is read from disk when asked for.
 
     Args:
-      path: the file.
+      path: the file; one in a bucket is copied to this host first.
 
     Raises:
       UserError: it is not a whole safetensors file.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: epath.Path):
         try:
-            self._file = safe_open(path, framework="numpy")
+            self._file = safe_open(local_copy(path), framework="numpy")
         except SafetensorError as error:
             raise UserError(f"'{path}' is no complete .safetensors file ({error}): fetch it again") from error
         self._names = tuple(self._file.keys())
@@ -42,7 +43,7 @@ class SafetensorsFile(Mapping[str, np.ndarray]):
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 
 
-def open_state_dict(path: Path, published: str, section: str | None = None) -> Mapping[str, np.ndarray]:
+def open_state_dict(path: epath.Path, published: str, section: str | None = None) -> Mapping[str, np.ndarray]:
     """Opens a file of weights.
 
     Args:

@@ -5,16 +5,18 @@ are views of the file on disk, so that only what is used is ever read.
 """
 
 import mmap
+import pathlib
 import struct
 import zipfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+from etils import epath
 
 from diffusion_jax.errors import UserError, did_you_mean
+from diffusion_jax.files import local_copy
 from diffusion_jax.interop.pickles import Constructor, Name, Opaque, read_pickle
 
 MAGIC = 0x1950A86A20F9469CFC6C
@@ -87,11 +89,11 @@ NAMES: dict[Name, Constructor | None] = {
 }
 
 
-def read_torch_file(path: Path, section: str | None = None) -> dict[str, np.ndarray]:
+def read_torch_file(path: epath.PathLike, section: str | None = None) -> dict[str, np.ndarray]:
     """The tensors of a PyTorch file by name.
 
     Args:
-      path: the file.
+      path: the file; of one in a bucket, a local copy is mapped.
       section: which of the state dicts in a training checkpoint, such as "ema" or "state_dict"; None takes the only
         one there is.
 
@@ -133,16 +135,17 @@ def _state_dicts(content: Any) -> dict[str, dict[str, Tensor]]:
     return {name: inner for name, value in content.items() if isinstance(name, str) and (inner := tensors(value))}
 
 
-def _read(path: Path, source: str) -> Any:
+def _read(path: epath.PathLike, source: str) -> Any:
     try:
-        with open(path, "rb") as file:
+        copy = local_copy(path)
+        with open(copy, "rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         raise UserError(f"{source}: cannot be read ({error.strerror}); check the path") from error
     except ValueError as error:
         raise UserError(f"{source}: is empty; fetch it again") from error
     if data[:4] == b"PK\x03\x04":
-        return _read_archive(path, data, source)
+        return _read_archive(copy, data, source)
     return _read_stream(data, source)
 
 
@@ -158,7 +161,7 @@ def _storage_reader(storages: dict[str, Storage]) -> Callable[[Any], Storage]:
     return storage
 
 
-def _read_archive(path: Path, data: mmap.mmap, source: str) -> Any:
+def _read_archive(path: pathlib.Path, data: mmap.mmap, source: str) -> Any:
     """The zip format: data.pkl, and one file per storage, not compressed."""
     storages: dict[str, Storage] = {}
     try:

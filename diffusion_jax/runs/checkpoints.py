@@ -11,9 +11,11 @@ import flax
 import jax
 import optax
 import orbax.checkpoint as ocp
+from etils import epath
 
 import diffusion_jax
 from diffusion_jax.errors import UserError
+from diffusion_jax.files import absolute, user_path
 from diffusion_jax.parallel.partition import path_name
 
 
@@ -21,11 +23,12 @@ class Checkpoints:
     """The checkpoints of one run, under `WORKDIR/checkpoints/STEP`.
 
     A checkpoint has the fields of `TrainState` as items, which can be read one without the other, and `metadata`. An
-    item is a flat mapping from the names of its arrays ("blocks.attn.qkv.kernel") to the arrays. Orbax writes a
-    checkpoint under a temporary name and renames it when it is whole, so a half-written one is never found.
+    item is a flat mapping from the names of its arrays ("blocks.attn.qkv.kernel") to the arrays. A half-written
+    checkpoint is never found: on a disk Orbax writes it under a temporary name and renames it when it is whole, in a
+    bucket the last thing that it writes is a mark.
 
     Args:
-      workdir: the run's folder.
+      workdir: the run's folder, on a disk or in a bucket.
       keep: number of newest checkpoints to keep; None keeps all.
       folder: name of the folder in `workdir`.
       keep_every: also keep every checkpoint whose step is a multiple of this; None keeps no others.
@@ -34,14 +37,14 @@ class Checkpoints:
 
     def __init__(
         self,
-        workdir: str | pathlib.Path,
+        workdir: epath.PathLike,
         *,
         folder: str = "checkpoints",
         keep: int | None = None,
         keep_every: int | None = None,
         read_only: bool = False,
     ):
-        self.folder = pathlib.Path(workdir).absolute() / folder
+        self.folder = absolute(user_path(workdir)) / folder
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             keep_period=keep_every,

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import pathlib
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -13,6 +12,7 @@ import numpy as np
 from diffusion_jax.autoencoding.objective import Generator
 from diffusion_jax.autoencoding.latent_statistics import LatentStatistics
 from diffusion_jax.errors import UserError
+from diffusion_jax.files import user_path
 from diffusion_jax.interop import autoencoder as files
 from diffusion_jax.models.autoencoder.first_stage import FIRST_STAGES, Identity, KLConfig, KLFirstStage, VQConfig, VQFirstStage
 from diffusion_jax.parallel.mesh import MeshConfig, make_mesh, replicated
@@ -105,7 +105,7 @@ def load_first_stage(first_stage: AnyFirstStage, path: str) -> AnyFirstStage:
 
 
 def _is_run(path: str | None) -> bool:
-    return path is not None and (pathlib.Path(path) / "checkpoints").is_dir()
+    return path is not None and (user_path(path) / "checkpoints").is_dir()
 
 
 def _metadata(path: str) -> dict[str, Any]:

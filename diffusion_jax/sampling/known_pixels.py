@@ -1,14 +1,15 @@
 """Images of which a part is given: inpainting by a model that was trained for nothing of the kind."""
 
-import pathlib
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
 from diffusion_jax.diffusion.transforms import Transform, known_region
 from diffusion_jax.errors import UserError
+from diffusion_jax.files import open_to_read, user_path
 
 
 class KnownPixels(NamedTuple):
@@ -41,7 +42,7 @@ class KnownPixels(NamedTuple):
         return jnp.where(self.mask[..., None], self.image, images)
 
 
-def read_known_pixels(path: str | pathlib.Path, num: int, image_shape: tuple[int, int, int]) -> KnownPixels:
+def read_known_pixels(path: epath.PathLike, num: int, image_shape: tuple[int, int, int]) -> KnownPixels:
     """Reads the file that --known names.
 
     Args:
@@ -56,7 +57,7 @@ def read_known_pixels(path: str | pathlib.Path, num: int, image_shape: tuple[int
       UserError: no such file, or arrays of other names, shapes or dtypes.
     """
     try:
-        with np.load(path) as archive:
+        with open_to_read(user_path(path)) as file, np.load(file) as archive:
             image, mask = archive["image"], archive["mask"]
     except (OSError, KeyError, ValueError) as error:
         raise UserError(f"--known {path}: needs the arrays image and mask ({error})") from error

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import diffusion_jax
 from diffusion_jax.errors import UserError
+from diffusion_jax.files import cache_folder, in_bucket, make_folder, write_atomically
 from diffusion_jax.sweeping.sweep import PlannedRun
 from diffusion_jax.training.signals import StopRequest
 
@@ -38,6 +39,8 @@ class LaunchOptions:
 def launch_locally(runs: Sequence[PlannedRun], options: LaunchOptions) -> bool:
     """Trains the runs on this host, some at a time, their output in `WORKDIR/train.log`.
 
+    Of runs in a bucket the output grows in the user's cache folder, and is uploaded when a run ends.
+
     SIGTERM and SIGINT are passed on to the runs, which save; the next call resumes them.
 
     Returns:
@@ -64,6 +67,8 @@ def launch_locally(runs: Sequence[PlannedRun], options: LaunchOptions) -> bool:
             for slot, (run, process) in list(slots.items()):
                 if process.poll() is not None:
                     del slots[slot]
+                    if in_bucket(run.workdir):
+                        write_atomically(run.workdir / OUTPUT, _output(run).read_bytes())
                     if process.returncode and not stop.signal_name:
                         failed.append(run)
                         print(f"failed   {run.name}: {_last_line(run)}", file=sys.stderr)
@@ -71,7 +76,7 @@ def launch_locally(runs: Sequence[PlannedRun], options: LaunchOptions) -> bool:
                         print(f"finished {run.name}", file=sys.stderr)
             time.sleep(POLL)
     if failed:
-        logs = ", ".join(str(run.workdir / OUTPUT) for run in failed)
+        logs = ", ".join(str(_output(run)) for run in failed)
         raise UserError(f"{len(failed)} of {len(runs)} runs failed: see {logs}")
     return not stop.signal_name
 
@@ -116,8 +121,9 @@ def _start(run: PlannedRun, slot: int, options: LaunchOptions) -> subprocess.Pop
     if options.gpus_per_run:
         first = slot * options.gpus_per_run
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, range(first, first + options.gpus_per_run)))
-    run.workdir.mkdir(parents=True, exist_ok=True)
-    with open(run.workdir / OUTPUT, "ab") as output:
+    make_folder(run.workdir)
+    make_folder(_output(run).parent)
+    with open(_output(run), "ab") as output:
         # A session of its own: Ctrl-C is to reach the runs once, through this process.
         return subprocess.Popen(
             run.command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
@@ -125,8 +131,15 @@ def _start(run: PlannedRun, slot: int, options: LaunchOptions) -> subprocess.Pop
 
 
 def _last_line(run: PlannedRun) -> str:
-    lines = (run.workdir / OUTPUT).read_text(errors="replace").strip().splitlines()
+    lines = _output(run).read_text(errors="replace").strip().splitlines()
     return lines[-1] if lines else "no output"
+
+
+def _output(run: PlannedRun) -> pathlib.Path:
+    """The file on this host to which a run's process writes."""
+    if in_bucket(run.workdir):
+        return cache_folder() / "sweeps" / str(run.workdir).replace("://", "/") / OUTPUT
+    return pathlib.Path(run.workdir) / OUTPUT
 
 
 def _program() -> str:

@@ -3,11 +3,11 @@
 import csv
 import io
 import math
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
+from etils import epath
 from matplotlib.figure import Figure
 
 from diffusion_jax.errors import UserError, did_you_mean
@@ -17,7 +17,7 @@ from diffusion_jax.sweeping.sweep import PlannedRun
 NOT_METRICS = ("step", "time")
 
 
-def write_report(runs: Sequence[PlannedRun], metrics: Sequence[str], workdir: pathlib.Path) -> str:
+def write_report(runs: Sequence[PlannedRun], metrics: Sequence[str], workdir: epath.Path) -> str:
     """Writes `report.md`, `report.csv` and `report.png` into the sweep's folder.
 
     The tables have a row for each run: its point, its step, and the last value of each metric in its log, that is, the

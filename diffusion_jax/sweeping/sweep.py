@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import jax
 import ml_collections
+from etils import epath
 
 from diffusion_jax.autoencoding.system import AutoencoderSystem
 from diffusion_jax.config import OVERRIDE, override, read_config
@@ -53,7 +54,7 @@ class PlannedRun:
 
     name: str
     point: SweepPoint
-    workdir: pathlib.Path
+    workdir: epath.Path
     arguments: tuple[str, ...]
     steps: int
 
@@ -99,7 +100,7 @@ def read_sweep(file: str) -> Sweep:
     return sweep
 
 
-def planned_runs(sweep: Sweep, workdir: pathlib.Path) -> list[PlannedRun]:
+def planned_runs(sweep: Sweep, workdir: epath.Path) -> list[PlannedRun]:
     """The runs of a sweep, each with a config that has been checked, so that none fails for it in the middle.
 
     Args:

@@ -25,7 +25,7 @@ from diffusion_jax.runs.kinds import kind_of
 from diffusion_jax.runs.metadata import RunMetadata
 from diffusion_jax.sections import ProfiledSteps
 from diffusion_jax.training.profiling import Profiler
-from diffusion_jax.training.run_log import MetricWriter, ProgressLine
+from diffusion_jax.training.run_log import MetricWriter, ProgressLine, write_parameter_table
 from diffusion_jax.training.signals import StopRequest
 from diffusion_jax.training.stage import Metrics, Stage, Step
 from diffusion_jax.training.stages import STAGES
@@ -68,6 +68,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, init_from:
     state, step, metadata = start(config, stage, abstract, folder, checkpoints, init_from)
     if processes.is_main():
         folder.write_config(config)
+        write_parameter_table(folder.path, abstract.model)
         parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract.model))
         print(
             f"{'resuming at' if step else 'starting at'} step {step} of {settings.steps}: "
@@ -168,6 +169,8 @@ class Loop:
                         pending = []
                     with timing.aside("checkpoint"):
                         if saving or stopping:
+                            if writer:
+                                writer.flush()  # a run that resumes writes no line of the steps before
                             facts = self.stage.checkpoint_facts(state)
                             self.checkpoints.save(step, state._asdict(), self.metadata.with_more(**facts).to_json())
                             self.saved = step

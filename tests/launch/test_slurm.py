@@ -98,6 +98,11 @@ def test_dry_run_prints_the_command_and_the_script(launcher, tmp_path):
     assert not run.exists()
 
 
+def test_the_log_of_a_run_in_a_bucket_lies_here(launcher):
+    out, _ = launcher("slurm.sh", "--dry-run", "--", "--config=c.py", "--workdir=gs://bucket/run")
+    assert "--job-name=diffusion-jax:gs:__bucket_run --output=./slurm-%j.log" in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -13,7 +13,9 @@ from PIL import Image
 
 from diffusion_jax import __main__
 from diffusion_jax.errors import UserError
-from diffusion_jax.sweeping import PlannedRun
+from diffusion_jax.files import user_path
+from diffusion_jax.sweeping import LaunchOptions, PlannedRun
+from diffusion_jax.sweeping.launchers import launch_locally
 
 ROOT = pathlib.Path(__file__).parents[2]
 FILE = """
@@ -119,6 +121,17 @@ def test_a_failed_run_is_named_after_the_others_have_ended(folder, capsys):
         sweep(folder)
     assert starts(folder) == NAMES
     assert f"failed   {NAMES[1]}: it is broken" in capsys.readouterr().err
+
+
+def test_the_output_of_a_run_in_a_bucket_is_uploaded_when_it_ends(bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(PlannedRun, "step", 0)
+    for word in ("first", "second"):
+        code = f"print('{word}')"
+        monkeypatch.setattr(PlannedRun, "command", [sys.executable, "-c", code])
+        run = PlannedRun("seed=0", {}, user_path(f"{bucket}/sweep/seed=0"), (), 10)
+        assert launch_locally([run], LaunchOptions())
+    assert (run.workdir / "train.log").read_text() == "first\nsecond\n"
 
 
 def test_a_signal_stops_the_runs_and_starts_no_more(folder, monkeypatch):

@@ -1,17 +1,16 @@
 """The published vision transformers whose features distances are made of, and their weights in the user's files."""
 
 import dataclasses
-import hashlib
 import math
-import pathlib
 from collections.abc import Mapping
 
 import jax
 import numpy as np
+from etils import epath
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation.networks.vision_transformer import VisionTransformer
-from diffusion_jax.files import cache_folder
+from diffusion_jax.files import cache_folder, local_copy, sha256_of, user_path
 from diffusion_jax.interop.mapping import ConvAsLinear, Entry, Squeeze, conv, linear, load_state_dict, norm
 from diffusion_jax.interop.readers import open_state_dict
 
@@ -98,9 +97,9 @@ CLIP = VisionKind(
 )
 
 
-def find_weights(kind: VisionKind, path: str | None = None) -> pathlib.Path | None:
+def find_weights(kind: VisionKind, path: str | None = None) -> epath.Path | None:
     """The weight file of a network: the one named, or that of the cache folder; None if there is none."""
-    places = [pathlib.Path(path).expanduser()] if path else [cache_folder() / name for name in kind.file_names]
+    places = [user_path(path)] if path else [epath.Path(cache_folder() / name) for name in kind.file_names]
     return next((place for place in places if place.is_file()), None)
 
 
@@ -124,8 +123,7 @@ def read_vision_transformer(kind: VisionKind, path: str | None = None) -> tuple[
             f"no weights of {kind.name} at {place}: fetch {kind.published} and put it there, or name it by {kind.flag} "
             f"(in a config, by {kind.key})"
         )
-    with open(file, "rb") as stream:
-        checksum = hashlib.file_digest(stream, "sha256").hexdigest()
+    checksum = sha256_of(local_copy(file))
     return load_vision_transformer(kind, open_state_dict(file, kind.published), source=str(file)), checksum
 
 

@@ -105,10 +105,18 @@ class LossBase:
 
     def check(self, path: Path, prediction: Prediction) -> None:
         """Raises a `UserError` if the objective does not apply to this path and prediction."""
-        if prediction.kind in ("score", "edm") and path.point(training_ends(path)).sigma[0] == 0:
+        ends = path.point(training_ends(path))
+        infinite = ends.sigma[0] == 0 if prediction.kind in ("score", "edm") else False
+        if infinite or (prediction.kind == "velocity" and not np.isfinite(ends.sigma_dot[0])):
             raise UserError(
                 f"loss: the target of prediction kind '{prediction.kind}' is infinite without noise, and path "
                 f"'{path.name}' trains down to t = 0; set its train_time_min above 0"
+            )
+        if prediction.kind == "edm" and ends.alpha[-1] == 0:
+            raise UserError(
+                f"loss: the time ¼ ln(σ/α) of prediction kind 'edm' is infinite without signal, and path '{path.name}' "
+                f"trains up to t = {ends.time[-1]:g}, where none is left; set its time_max below 1, or its "
+                "zero_terminal_snr False"
             )
 
     def at(

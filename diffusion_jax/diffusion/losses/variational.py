@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from diffusion_jax.diffusion.denoiser import Model
-from diffusion_jax.diffusion.losses.base import Aux, LossBase, noised, predict
+from diffusion_jax.diffusion.losses.base import Aux, LossBase, noised, predict, training_ends
 from diffusion_jax.diffusion.paths import DiscretePath, Path
 from diffusion_jax.diffusion.point import Array, Point, align
 from diffusion_jax.diffusion.predictions import Prediction
@@ -14,10 +14,15 @@ from diffusion_jax.diffusion.variational import mean_over_dims, vlb_term
 from diffusion_jax.errors import UserError
 
 
-def _check_discrete(loss: str, path: Path) -> None:
+def _check_bound(loss: str, path: Path, prediction: Prediction) -> None:
     if not isinstance(path, DiscretePath):
         raise UserError(
             f"loss '{loss}' sums over the steps of a discrete chain and path '{path.name}' has none; use 'ddpm'"
+        )
+    if prediction.kind in ("epsilon", "score") and path.point(training_ends(path)).alpha[-1] == 0:
+        raise UserError(
+            f"loss '{loss}' needs the predicted data at every step, of which prediction kind '{prediction.kind}' says "
+            "nothing at the last one of a path with zero_terminal_snr; use prediction kind 'v' or 'x0'"
         )
 
 
@@ -49,7 +54,7 @@ class HybridLoss(LossBase):
 
     def check(self, path: Path, prediction: Prediction) -> None:
         super().check(path, prediction)
-        _check_discrete("hybrid", path)
+        _check_bound("hybrid", path, prediction)
         if not prediction.learns_variance:
             raise UserError(
                 f"loss 'hybrid' trains a learned variance and prediction variance '{prediction.variance}' has none; "
@@ -84,7 +89,7 @@ class VLBLoss(LossBase):
 
     def check(self, path: Path, prediction: Prediction) -> None:
         super().check(path, prediction)
-        _check_discrete("vlb", path)
+        _check_bound("vlb", path, prediction)
 
     def at(
         self, model: Model, path: Path, prediction: Prediction, x0: Array, cond: Any, time: Array, epsilon: Array

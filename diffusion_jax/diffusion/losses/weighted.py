@@ -32,15 +32,28 @@ class WeightedLoss(LossBase):
     name: ClassVar[str]
 
     def weight(self, point: Point, prediction: Prediction) -> Array:
-        """[B] weights of the squared error of the network's output."""
+        """[B] weights of the squared error of the network's output, anywhere inside the path."""
         raise NotImplementedError
+
+    def end_weight(self, point: Point, prediction: Prediction) -> Array:
+        """`weight` in another form, for an end of the path where `weight` is 0 · ∞ and the product finite."""
+        return self.weight(point, prediction)
+
+    def weights(self, path: Path, point: Point, prediction: Prediction) -> Array:
+        """[B] weights at points of training, its ends included."""
+        weight = self.weight(point, prediction)
+        with np.errstate(all="ignore"):
+            if np.all(np.isfinite(self.weight(path.point(training_ends(path)), prediction))):
+                return weight
+        xp = namespace(weight)
+        return xp.where(xp.isfinite(weight), weight, self.end_weight(point, prediction))
 
     def check(self, path: Path, prediction: Prediction) -> None:
         super().check(path, prediction)
         check_no_learned_variance(self.name, prediction)
         ends = training_ends(path)
         with np.errstate(all="ignore"):
-            weights = np.asarray(self.weight(path.point(ends), prediction))
+            weights = np.asarray(self.weights(path, path.point(ends), prediction))
         if not np.all(np.isfinite(weights)):
             raise UserError(
                 f"loss '{self.name}' weighs prediction kind '{prediction.kind}' infinitely at an end of path "
@@ -53,7 +66,12 @@ class WeightedLoss(LossBase):
         point = path.point(time)
         output = predict(model, prediction, noised(x0, epsilon, point), point, cond)  # B, ..., C
         mse = mean_over_dims((output - prediction.target(x0, epsilon, point)) ** 2)
-        return self.weight(point, prediction) * mse, {"time": time, "mse": mse}
+        return self.weights(path, point, prediction) * mse, {"time": time, "mse": mse}
+
+
+def likelihood_weight(point: Point) -> Array:
+    """αδ/σ³ on the squared error of x̂_0, the same as δ/(ασ) on that of ε̂."""
+    return point.alpha * point.delta / point.sigma**3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,6 +115,10 @@ class P2Loss(WeightedLoss):
     def weight(self, point: Point, prediction: Prediction) -> Array:
         return prediction.epsilon_error_factor(point) / (self.k + point.snr) ** self.gamma
 
+    def end_weight(self, point: Point, prediction: Prediction) -> Array:
+        # At clean data SNR/(k + SNR)^γ, the weight of x̂_0, is SNR^{1 − γ}.
+        return prediction.x0_error_factor(point) * point.kappa ** (2 * (self.gamma - 1))
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScoreLoss(WeightedLoss):
@@ -117,6 +139,11 @@ class ScoreLoss(WeightedLoss):
     def weight(self, point: Point, prediction: Prediction) -> Array:
         noise_error = prediction.epsilon_error_factor(point)  # |Δs|² = |Δε|²/σ²
         return noise_error if self.weighting == "noise" else noise_error * point.diffusion / point.sigma**2
+
+    def end_weight(self, point: Point, prediction: Prediction) -> Array:
+        if self.weighting == "noise":
+            return prediction.epsilon_error_factor(point)
+        return 2 * likelihood_weight(point) * prediction.x0_error_factor(point)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -168,24 +195,38 @@ class FlowMatchingLoss(WeightedLoss):
       weighting: weight of the squared error of ε̂: `velocity` (δ/α)², which makes it the error of the velocity whatever
         the network predicts; `likelihood` δ/(ασ), ½g² on the score; `noise` 1.
       direction_weight: weight of 1 − cos(û, u), the cosine over channels (FasterDiT); 0 is off.
+      sigma_floor: smallest σ by which `velocity` divides the error of x̂_0, which bounds its weight (δ/σ)² near the data
+        (JiT takes 0.05, arXiv 2511.13720); 0 for none.
 
     Raises:
-      UserError: when called, a direction term for a network that does not predict the velocity.
+      UserError: a negative floor, or one for another weighting; when called, a direction term for a network that does
+        not predict the velocity, or a floor for one that does not predict x0.
     """
 
     weighting: Literal["velocity", "likelihood", "noise"] = "velocity"
     direction_weight: float = 0.0
+    sigma_floor: float = 0.0
     name: ClassVar[str] = "flow_matching"
 
     def __post_init__(self):
         super().__post_init__()
         check_choice("loss weighting", self.weighting, Literal["velocity", "likelihood", "noise"])
+        if self.sigma_floor < 0 or (self.sigma_floor and self.weighting != "velocity"):
+            raise UserError(
+                f"loss 'flow_matching': sigma_floor={self.sigma_floor} must be at least 0, and is of weighting "
+                "'velocity' alone"
+            )
 
     def check(self, path: Path, prediction: Prediction) -> None:
         if self.direction_weight and prediction.kind != "velocity":
             raise UserError(
                 f"loss 'flow_matching': direction_weight compares velocities and the network predicts "
                 f"'{prediction.kind}'; use prediction kind 'velocity'"
+            )
+        if self.sigma_floor and prediction.kind != "x0":
+            raise UserError(
+                f"loss 'flow_matching': sigma_floor bounds the weight of x0 and the network predicts "
+                f"'{prediction.kind}'; use prediction kind 'x0', or sigma_floor 0"
             )
         super().check(path, prediction)
 
@@ -194,10 +235,19 @@ class FlowMatchingLoss(WeightedLoss):
             return namespace(point.time).ones_like(point.time)  # at both ends of the path too
         noise_error = prediction.epsilon_error_factor(point)
         if self.weighting == "velocity":
+            if self.sigma_floor:
+                return (point.delta / namespace(point.sigma).maximum(point.sigma, self.sigma_floor)) ** 2
             return noise_error * (point.delta / point.alpha) ** 2
         if self.weighting == "likelihood":
             return noise_error * point.delta / (point.alpha * point.sigma)
         return noise_error
+
+    def end_weight(self, point: Point, prediction: Prediction) -> Array:
+        if self.weighting == "noise":
+            return prediction.epsilon_error_factor(point)
+        # |Δu| = δ/α |Δε| = δ/σ |Δx_0|
+        of_data = likelihood_weight(point) if self.weighting == "likelihood" else (point.delta / point.sigma) ** 2
+        return of_data * prediction.x0_error_factor(point)
 
     def at(
         self, model: Model, path: Path, prediction: Prediction, x0: Array, cond: Any, time: Array, epsilon: Array
@@ -212,5 +262,5 @@ class FlowMatchingLoss(WeightedLoss):
         squares = jnp.sum(output**2, axis=-1) * jnp.sum(target**2, axis=-1)
         cosine = jnp.sum(output * target, axis=-1) * jax.lax.rsqrt(squares + 1e-6)  # B, ...
         direction = mean_over_dims(1 - cosine)
-        loss = self.weight(point, prediction) * mse + self.direction_weight * direction
+        loss = self.weights(path, point, prediction) * mse + self.direction_weight * direction
         return loss, {"time": time, "mse": mse, "direction": direction}

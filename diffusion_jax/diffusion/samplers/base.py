@@ -225,7 +225,7 @@ def check_sampling(sampler: Sampler, path: Path, prediction: Prediction) -> None
     """
     sampler.check(path)
     start = float(sampler.times(path)[0])
-    if path.point(np.float64(start)).alpha == 0 and prediction.kind in ("epsilon", "score"):
+    if path.point(np.float64(start)).alpha == 0 and prediction.kind in ("epsilon", "score", "edm"):
         raise UserError(
             f"sampler '{sampler.name}': path '{path.name}' has no signal at t = {start:.4g}, where a prediction of "
             f"kind '{prediction.kind}' says nothing about the data; set the path's time_max below 1, or use a network "

@@ -105,7 +105,7 @@ def test_weights_that_are_infinite_at_an_end_are_refused():
         (FlowMatchingLoss(weighting="likelihood"), LinearPath(), "velocity"),
         (ScoreLoss(weighting="likelihood"), GVPPath(), "epsilon"),
         (EDMLoss(), LinearPath(), "x0"),
-        (P2Loss(), LinearPath(), "x0"),
+        (P2Loss(gamma=0.5), LinearPath(), "x0"),
     ):
         with pytest.raises(UserError, match="infinitely at an end of path"):
             loss.check(path, Prediction(kind))

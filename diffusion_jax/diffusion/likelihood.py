@@ -103,7 +103,7 @@ def log_likelihood(
       max_steps: bound on step attempts.
 
     Returns:
-      [B] nats; row b depends on (x0[b], key, index[b]) alone.
+      [B] nats; row b depends on (x0[b], key, index[b]) alone. It is NaN where the solve did not reach time_max.
     """
     start = path.time_min if time_min is None else time_min
     end = path.time_max if time_max is None else time_max
@@ -118,11 +118,12 @@ def log_likelihood(
         rate, along = jax.jvp(lambda x: path_velocity(path, denoise, x, time), (state[0],), (probe,))
         return rate, total(along * probe)
 
-    end_x, change = dopri5(velocity, (x0, jnp.zeros(x0.shape[0], x0.dtype)), start, end, rtol, atol, max_steps).y
+    found = dopri5(velocity, (x0, jnp.zeros(x0.shape[0], x0.dtype)), start, end, rtol, atol, max_steps)
+    end_x, change = found.y
     std = path.prior_std(end)
     dims = math.prod(x0.shape[1:])
     prior = -0.5 * total((end_x / std) ** 2) - dims * (0.5 * math.log(2 * math.pi) + math.log(std))
-    return prior + change
+    return jnp.where(found.finished, prior + change, jnp.nan)
 
 
 def bits_per_dim(log_likelihood: Array, dims: int, levels: int = 256) -> Array:

@@ -28,13 +28,23 @@ class Solution(NamedTuple):
 
     Attributes:
       y: the state, leaves [B, ...].
-      time: [B] the time reached; short of the end only if max_steps ran out.
+      time: [B] the time reached.
+      finished: [B] bool, whether that is the end.
+      stuck: [B] bool, whether a sample gave up since its steps were not finite or below the resolution of time; one
+        that is neither stuck nor finished ran out of max_steps.
       steps: scalar int, step attempts of the slowest sample.
     """
 
     y: Any
     time: Array
+    finished: Array
+    stuck: Array
     steps: Array
+
+
+def too_small(h: Array, span: float) -> Array:
+    """Whether steps [B] are not finite, or so small that the interval `span` would take 1/ε of them."""
+    return ~(h >= float(jnp.finfo(h.dtype).eps) * span)  # of NaN too
 
 
 def error_ratio(error: Any, before: Any, after: Any, rtol: float, atol: float) -> Array:
@@ -64,7 +74,7 @@ def dopri5(
     """Integrates dy/dt = velocity(y, t) with the Dormand-Prince pair of orders 5 and 4.
 
     Each sample accepts, rejects and stretches its own steps, so its result does not depend on its batch; the program
-    runs until the slowest sample is done. Six evaluations per step.
+    runs until the slowest sample is done or has given up. Six evaluations per step.
 
     Args:
       velocity: (y, t [B]) -> dy/dt, leaves [B, ...].
@@ -76,7 +86,7 @@ def dopri5(
       max_steps: bound on step attempts.
 
     Returns:
-      The state at `end`.
+      The state at `end`, or at the time that was reached.
     """
     leaf = jax.tree.leaves(y)[0]
     batch, dtype = leaf.shape[0], leaf.dtype
@@ -98,12 +108,16 @@ def dopri5(
     def remaining(time: Array) -> Array:
         return direction * (end - time)
 
+    def stuck(time: Array, h: Array) -> Array:
+        return (remaining(time) > resolution) & too_small(h, abs(end - start))
+
     def unfinished(carry: Any) -> Array:
-        _, time, _, _, attempts = carry
-        return jnp.any(remaining(time) > resolution) & (attempts < max_steps)
+        _, time, h, _, attempts = carry
+        return jnp.any((remaining(time) > resolution) & ~stuck(time, h)) & (attempts < max_steps)
 
     def attempt(carry: Any) -> Any:
         y, time, h, slope, attempts = carry
+        alive = ~stuck(time, h)  # a sample that gave up stays where it is, however long the others take
         h = jnp.minimum(h, remaining(time).clip(0))
         slopes = jax.tree.map(lambda k: jnp.zeros((7, *k.shape), k.dtype).at[0].set(k), slope)  # 7, B, ...
 
@@ -115,7 +129,7 @@ def dopri5(
         proposal = move(y, h, weighted(a[6], slopes))
         error = jax.tree.map(lambda v: align(h, v) * v, weighted(e, slopes))
         ratio = error_ratio(error, y, proposal, rtol, atol)
-        accept = (ratio <= 1) & (h > 0)
+        accept = (ratio <= 1) & (h > 0) & alive
         factor = jnp.clip(SAFETY * jnp.maximum(ratio, 1e-10) ** -0.2, SMALLEST, LARGEST)
 
         def choose(new: Array, old: Array) -> Array:
@@ -126,10 +140,10 @@ def dopri5(
         return (
             jax.tree.map(choose, proposal, y),
             jnp.where(accept, landed, time),
-            jnp.where(h > 0, h * factor, h),
+            jnp.where((h > 0) & alive, h * factor, h),
             jax.tree.map(choose, last, slope),
             attempts + 1,
         )
 
-    y, time, _, _, attempts = jax.lax.while_loop(unfinished, attempt, (y, time, h, slope, jnp.int32(0)))
-    return Solution(y, time, attempts)
+    y, time, h, _, attempts = jax.lax.while_loop(unfinished, attempt, (y, time, h, slope, jnp.int32(0)))
+    return Solution(y, time, remaining(time) <= resolution, stuck(time, h), attempts)

@@ -19,7 +19,7 @@ from diffusion_jax.diffusion.classifier_guidance import (
 from diffusion_jax.diffusion.denoiser import conditional, denoiser
 from diffusion_jax.diffusion.guidance import Autoguidance
 from diffusion_jax.diffusion.point import Point
-from diffusion_jax.diffusion.samplers import initial_noise, sample
+from diffusion_jax.diffusion.samplers import initial_noise, walk
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.frozen import Frozen
 from diffusion_jax.models.layers.attention_kernels import attention_kernel
@@ -27,6 +27,7 @@ from diffusion_jax.parallel.mesh import batch_parts, batch_sharding, local_rows,
 from diffusion_jax.pictures import ROUNDED, Uint8Rule, to_uint8
 from diffusion_jax.records import Record
 from diffusion_jax.runs.system import DiffusionSystem
+from diffusion_jax.sampling.drawn import Diagnostics, Drawn, check_drawn
 from diffusion_jax.sampling.known_pixels import KnownPixels
 from diffusion_jax.sampling.requests import batch_arrays
 
@@ -63,7 +64,7 @@ NO_GUIDES = Guides()
 
 def make_sample_function(
     system: DiffusionSystem, mesh: Mesh, guides: Guides = NO_GUIDES, uint8: Uint8Rule = ROUNDED
-) -> Callable[..., jax.Array]:
+) -> Callable[..., Drawn]:
     """Builds the program that draws one batch; the caller compiles it.
 
     Args:
@@ -73,7 +74,7 @@ def make_sample_function(
       uint8: how pixels in −1 … 1 become uint8.
 
     Returns:
-      A function (model, weaker model or None, classifier or None, frozen networks, batch, seed) → [B, H, W, C] uint8.
+      A function (model, weaker model or None, classifier or None, frozen networks, batch, seed) → B images, uint8.
       The batch has the arrays of the conditioner, `index` [B] int32, and `label` [B] int32 where a classifier or a
       similarity guides; it may have `known` pixels. Image b depends on (the models, seed, row b of the batch) alone.
     """
@@ -86,7 +87,7 @@ def make_sample_function(
         frozen: Frozen,
         batch: dict[str, Any],
         seed: jax.Array,
-    ) -> jax.Array:
+    ) -> Drawn:
         index, known, first_stage = batch["index"], batch.get("known"), frozen.first_stage
         arrays = {name: batch[name] for name in conditioner.array_spec}
         cond = conditioner(arrays, frozen.conditioner)
@@ -106,9 +107,9 @@ def make_sample_function(
         if classifier is not None:
             recognise = log_probability(classifier, batch["label"])
             denoise = classifier_guidance(denoise, recognise, guides.classifier_scale, transforms)
-        latents = sample(sampler, system.path, denoise, x, keys.purpose_key(seed, "sample_noise"), index)
-        images = decode_in_parts(first_stage, latents, system.data.image_size, mesh, uint8)  # [B, H, W, C]
-        return images if known is None else known.paste(images)
+        walked = walk(sampler, system.path, denoise, x, keys.purpose_key(seed, "sample_noise"), index)
+        images = decode_in_parts(first_stage, walked.x, system.data.image_size, mesh, uint8)  # [B, H, W, C]
+        return Drawn(images if known is None else known.paste(images), Diagnostics(walked.progress))
 
     return draw
 
@@ -187,6 +188,7 @@ class SampleStream:
         uint8: Uint8Rule = ROUNDED,
     ):
         self.mesh, self.attention, self.conditioner = mesh, system.mesh_config.attention, system.conditioner
+        self.sampler = system.sampler
         self.guides, self.known, self.uint8 = guides, known, uint8
         self.guided_by_label = guides.classifier is not None or guides.similarity is not None
         self.labelled = "label" in type(system.conditioner).reads or self.guided_by_label
@@ -206,6 +208,9 @@ class SampleStream:
 
         Yields:
           [b, H, W, C] uint8 with b ≤ batch_size, N in all; sample i is a function of (model, requests[i], seed, i).
+
+        Raises:
+          UnfinishedSamples: the sampler stopped on the way; on all processes at the same batch.
         """
         rows = local_rows(self.mesh, self.batch_size)
         for first in range(0, len(requests), self.batch_size):
@@ -219,9 +224,14 @@ class SampleStream:
             batch = to_global(self.mesh, self.batch_size, local)
             with jax.set_mesh(self.mesh), attention_kernel(self.attention):
                 networks = (model, self.guides.weak, self.guides.classifier, frozen)
-                images = self.draw(*networks, batch, jnp.uint32(seed))  # [batch_size, H, W, C]
-            whole = images if images.is_fully_addressable else exchange(self.mesh, images)
-            yield np.asarray(whole)[: len(requests) - first]
+                drawn = self.draw(*networks, batch, jnp.uint32(seed))  # leaves [batch_size, ...]
+            whole = jax.tree.map(functools.partial(self.on_host, count=len(requests) - first), drawn)
+            check_drawn(whole.diagnostics, self.sampler)
+            yield whole.images
+
+    def on_host(self, leaf: jax.Array, count: int) -> np.ndarray:
+        """The first `count` rows of [batch_size, ...], on every process."""
+        return np.asarray(leaf if leaf.is_fully_addressable else exchange(self.mesh, leaf))[:count]
 
 
 def exchange(mesh: Mesh, images: jax.Array, most: int = GATHERED) -> np.ndarray:

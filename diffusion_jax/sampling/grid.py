@@ -1,5 +1,6 @@
 """The labelled pictures of samples that a run draws while it trains."""
 
+import sys
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from diffusion_jax.parallel import processes
 from diffusion_jax.parallel.mesh import batch_parts
 from diffusion_jax.pictures import grid, save
 from diffusion_jax.runs.system import DiffusionSystem
+from diffusion_jax.sampling.drawn import UnfinishedSamples
 from diffusion_jax.sampling.generation import SampleStream
 from diffusion_jax.sampling.requests import captions_of, default_requests
 
@@ -26,6 +28,9 @@ def grid_stream(system: DiffusionSystem, mesh: Mesh) -> SampleStream:
 def draw_grid(system: DiffusionSystem, stream: SampleStream, model: Any, frozen: Frozen, path: epath.Path) -> None:
     """Draws the config's number of samples into one captioned picture, balanced over the classes.
 
+    Where the sampler does not arrive, as it may not with a network that has hardly been trained, there is no picture
+    and a line says why: the run goes on.
+
     Args:
       system: the run's parts.
       stream: the compiled sampler.
@@ -34,7 +39,12 @@ def draw_grid(system: DiffusionSystem, stream: SampleStream, model: Any, frozen:
       path: the PNG to write.
     """
     requests = default_requests(system, system.sample.grid, system.train.seed)
-    images = np.concatenate(list(stream(model, frozen, requests, system.train.seed)))
+    try:
+        images = np.concatenate(list(stream(model, frozen, requests, system.train.seed)))
+    except UnfinishedSamples as error:
+        if processes.is_main():
+            print(f"{path}: not drawn: {error}", file=sys.stderr)
+        return
     if processes.is_main():
         captions = captions_of(requests, system.facts.class_names) if stream.conditional else None
         save(grid(images, captions, columns=min(10, len(requests))), path)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from diffusion_jax.diffusion.samplers.adaptive import RK45, AdaptiveDPMSolver
-from diffusion_jax.diffusion.samplers.base import Sampler, check_sampling, initial_noise, sample
+from diffusion_jax.diffusion.samplers.base import Progress, Sampler, Walk, check_sampling, initial_noise, sample, walk
 from diffusion_jax.diffusion.samplers.ddim import DDIM, DDIMInversion
 from diffusion_jax.diffusion.samplers.ddpm import DDPM
 from diffusion_jax.diffusion.samplers.dpm_solver import DPMSolver
@@ -51,11 +51,14 @@ __all__ = [
     "InterpolantSDE",
     "PredictorCorrector",
     "ProbabilityFlow",
+    "Progress",
     "Renoise",
     "SDEDPMSolver",
     "Sampler",
     "UniPC",
+    "Walk",
     "check_sampling",
     "initial_noise",
     "sample",
+    "walk",
 ]

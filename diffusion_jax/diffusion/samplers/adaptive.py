@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.diffusion.denoiser import Denoise, apply_gradient
-from diffusion_jax.diffusion.ode import dopri5
+from diffusion_jax.diffusion.ode import dopri5, too_small
 from diffusion_jax.diffusion.paths import Path
 from diffusion_jax.diffusion.point import Array, Point, align, weighted_sum
-from diffusion_jax.diffusion.samplers.base import Noise
+from diffusion_jax.diffusion.samplers.base import Noise, Progress, Walk
 from diffusion_jax.errors import UserError
 
 
@@ -25,7 +25,7 @@ class AdaptiveSampler:
       time_start: where to start; None means the path's largest time.
       time_end: where to stop; None means the path's smallest time.
       denoise_last: replace the result by the predicted data at time_end, one more call.
-      max_steps: bound on step attempts.
+      max_steps: bound on step attempts; samples that have not arrived by then are reported, see `Progress`.
     """
 
     rtol: float = 1e-5
@@ -41,8 +41,10 @@ class AdaptiveSampler:
     purpose: ClassVar[str]
 
     def __post_init__(self):
-        if self.rtol <= 0 or self.atol <= 0:
+        if not (self.rtol > 0 and self.atol > 0):
             raise UserError(f"sampler '{self.name}': rtol and atol must be positive, not {self.rtol} and {self.atol}")
+        if self.max_steps < 1:
+            raise UserError(f"sampler '{self.name}': max_steps must be at least 1, not {self.max_steps}")
 
     def times(self, path: Path) -> np.ndarray:
         """[2] float64: where the walk starts and ends."""
@@ -56,20 +58,18 @@ class AdaptiveSampler:
         """Raises a `UserError` if the sampler does not apply to the path."""
         self.times(path)
 
-    def integrate(self, path: Path, denoise: Denoise, x: Array, start: float, end: float) -> Array:
-        """The state at `end` [B, ..., C]."""
+    def integrate(self, path: Path, denoise: Denoise, x: Array, start: float, end: float) -> tuple[Array, Progress]:
+        """The state [B, ..., C] at `end`, or where each sample stopped."""
         raise NotImplementedError
 
-    def walk(
-        self, path: Path, denoise: Denoise, x: Array, noise: Noise, times: np.ndarray | None = None
-    ) -> tuple[Array, Array]:
+    def walk(self, path: Path, denoise: Denoise, x: Array, noise: Noise, times: np.ndarray | None = None) -> Walk:
         """Integrates from times[0] to times[-1]; the trajectory is the end alone."""
         times = self.times(path) if times is None else times
         denoise = apply_gradient(denoise)
-        x = self.integrate(path, denoise, x, float(times[0]), float(times[-1]))
+        x, progress = self.integrate(path, denoise, x, float(times[0]), float(times[-1]))
         if self.denoise_last:
             x = denoise(x, path.point(jnp.asarray(times[-1], x.dtype))).x0
-        return x, x[None]
+        return Walk(x, x[None], progress)
 
 
 def path_velocity(path: Path, denoise: Denoise, x: Array, time: Array) -> Array:
@@ -90,11 +90,12 @@ class RK45(AdaptiveSampler):
     order: ClassVar[str] = "5"
     purpose: ClassVar[str] = "the reference solution of the ODE; a tolerance in place of a number of steps"
 
-    def integrate(self, path: Path, denoise: Denoise, x: Array, start: float, end: float) -> Array:
+    def integrate(self, path: Path, denoise: Denoise, x: Array, start: float, end: float) -> tuple[Array, Progress]:
         def velocity(x: Array, time: Array) -> Array:
             return path_velocity(path, denoise, x, time)
 
-        return dopri5(velocity, x, start, end, self.rtol, self.atol, self.max_steps).y
+        found = dopri5(velocity, x, start, end, self.rtol, self.atol, self.max_steps)
+        return found.y, Progress(found.time, found.finished, found.stuck)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,6 +122,8 @@ class AdaptiveDPMSolver(AdaptiveSampler):
         super().__post_init__()
         if self.solver_order not in (2, 3):
             raise UserError(f"sampler 'adaptive_dpm_solver': solver_order must be 2 or 3, not {self.solver_order}")
+        if not self.first_step > 0:
+            raise UserError(f"sampler 'adaptive_dpm_solver': first_step must be positive, not {self.first_step}")
 
     def check(self, path: Path) -> None:
         """Raises a `UserError` where λ is infinite at an end."""
@@ -131,7 +134,7 @@ class AdaptiveDPMSolver(AdaptiveSampler):
                 "choose time_start below 1 and time_end above 0"
             )
 
-    def integrate(self, path: Path, denoise: Denoise, x: Array, start: float, end: float) -> Array:
+    def integrate(self, path: Path, denoise: Denoise, x: Array, start: float, end: float) -> tuple[Array, Progress]:
         self.check(path)
         first, last = (float(-np.log(path.point(np.float64(t)).kappa)) for t in (start, end))
         shape, dtype = x.shape[:1], x.dtype
@@ -166,22 +169,27 @@ class AdaptiveDPMSolver(AdaptiveSampler):
             m2 = denoise(base2 + weight2 * m + 2 * slope2 * (m1 - m), inner2).x0
             return second, first + slope * 1.5 * (m2 - m)
 
+        def stuck(lam: Array, h: Array) -> Array:
+            return (lam < last) & too_small(h, last - first)
+
         def unfinished(carry: Any) -> Array:
-            _, _, lam, _, attempts = carry
-            return jnp.any(lam < last) & (attempts < self.max_steps)
+            _, _, lam, h, attempts = carry
+            return jnp.any((lam < last) & ~stuck(lam, h)) & (attempts < self.max_steps)
 
         def attempt(carry: Any) -> Any:
             x, previous, lam, h, attempts = carry
+            alive = ~stuck(lam, h)
             h = jnp.minimum(h, last - lam)
             low, high = proposals(x, lam, h)
             scale = jnp.maximum(self.atol, self.rtol * jnp.maximum(jnp.abs(low), jnp.abs(previous)))
             error = jnp.sqrt(jnp.mean(((high - low) / scale).reshape(shape[0], -1) ** 2, axis=1))
-            accept = (error <= 1) & (h > 0)
+            accept = (error <= 1) & (h > 0) & alive
             chosen = align(accept, x)
             lam = jnp.where(accept, jnp.where(last - lam - h <= 1e-6, last, lam + h), lam)
             factor = 0.9 * jnp.maximum(error, 1e-10) ** (-1 / self.solver_order)
-            h = jnp.where(h > 0, h * factor, h)
+            h = jnp.where((h > 0) & alive, h * factor, h)
             return jnp.where(chosen, high, x), jnp.where(chosen, low, previous), lam, h, attempts + 1
 
         carry = (x, x, jnp.full(shape, first, dtype), jnp.full(shape, self.first_step, dtype), jnp.int32(0))
-        return jax.lax.while_loop(unfinished, attempt, carry)[0]
+        x, _, lam, h, _ = jax.lax.while_loop(unfinished, attempt, carry)
+        return x, Progress(at(lam).time, lam >= last, stuck(lam, h))

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from diffusion_jax.diffusion import grids
 from diffusion_jax.diffusion.checks import check_choice
 from diffusion_jax.diffusion.denoiser import Denoise, apply_gradient
 from diffusion_jax.diffusion.paths import Path
-from diffusion_jax.diffusion.point import Array, Point
+from diffusion_jax.diffusion.point import Array, Point, align
 from diffusion_jax.diffusion.predictions import Prediction
 from diffusion_jax.errors import UserError
 
@@ -21,6 +21,34 @@ from diffusion_jax.errors import UserError
 DrawNoise = Callable[[int], Array]
 # (step, stage) -> standard normal noise [B, ..., C]
 Noise = Callable[[Array, int], Array]
+
+
+class Progress(NamedTuple):
+    """How far the walk of each sample came, where the sampler chooses its steps.
+
+    Attributes:
+      time: [B] the time reached.
+      finished: [B] bool, whether that is the end.
+      stuck: [B] bool, whether its steps were not finite, or too small to ever arrive.
+    """
+
+    time: Array
+    finished: Array
+    stuck: Array
+
+
+class Walk(NamedTuple):
+    """What a sampler returns.
+
+    Attributes:
+      x: [B, ..., C] the samples.
+      states: [rows, B, ..., C] the states on the way.
+      progress: how far each sample came; None for a fixed number of steps, which always arrive.
+    """
+
+    x: Array
+    states: Array
+    progress: Progress | None = None
 
 
 class Sampler(Protocol):
@@ -46,10 +74,8 @@ class Sampler(Protocol):
         """Raises a `UserError` if the sampler does not apply to the path."""
         ...
 
-    def walk(
-        self, path: Path, denoise: Denoise, x: Array, noise: Noise, times: np.ndarray | None = None
-    ) -> tuple[Array, Array]:
-        """The sample [B, ..., C] and the states on the way [rows, B, ..., C]."""
+    def walk(self, path: Path, denoise: Denoise, x: Array, noise: Noise, times: np.ndarray | None = None) -> Walk:
+        """The samples, the states on the way, and how far each came."""
         ...
 
 
@@ -131,9 +157,7 @@ class GridSampler:
         """Raises a `UserError` if the sampler does not apply to the path."""
         self.checked_plan(path, self.times(path))
 
-    def walk(
-        self, path: Path, denoise: Denoise, x: Array, noise: Noise, times: np.ndarray | None = None
-    ) -> tuple[Array, Array]:
+    def walk(self, path: Path, denoise: Denoise, x: Array, noise: Noise, times: np.ndarray | None = None) -> Walk:
         """Runs the plan as one `lax.scan`."""
         plan = self.checked_plan(path, self.times(path) if times is None else times)
         plan = jax.tree.map(
@@ -149,7 +173,7 @@ class GridSampler:
 
         rows = jax.tree.leaves(plan)[0].shape[0]
         state, trajectory = jax.lax.scan(body, self.init(x, plan), (jnp.arange(rows), plan))
-        return state.x, trajectory
+        return Walk(state.x, trajectory)
 
 
 def points(path: Path, times: np.ndarray) -> Point:
@@ -197,6 +221,11 @@ def noise_source(key: jax.Array, index: Array, x: Array) -> Noise:
     return draw
 
 
+def walk(sampler: Sampler, path: Path, denoise: Denoise, x: Array, key: jax.Array, index: Array) -> Walk:
+    """`sample` with the states on the way, and with how far each sample came in place of NaN."""
+    return sampler.walk(path, denoise, x, noise_source(key, index, x))
+
+
 def sample(sampler: Sampler, path: Path, denoise: Denoise, x: Array, key: jax.Array, index: Array) -> Array:
     """Draws samples; call it under `jax.jit`, where it is one compiled loop.
 
@@ -209,12 +238,14 @@ def sample(sampler: Sampler, path: Path, denoise: Denoise, x: Array, key: jax.Ar
       index: [B] global sample indices.
 
     Returns:
-      [B, ..., C]; row b depends on (`x[b]`, `key`, `index[b]`) alone, whatever the batch.
+      [B, ..., C]; row b depends on (`x[b]`, `key`, `index[b]`) alone, whatever the batch. NaN where a sampler that
+      chooses its steps did not arrive.
 
     Raises:
       UserError: the sampler does not apply to the path, or its grid does not exist there.
     """
-    return sampler.walk(path, denoise, x, noise_source(key, index, x))[0]
+    x, _, progress = walk(sampler, path, denoise, x, key, index)
+    return x if progress is None else jnp.where(align(progress.finished, x), x, jnp.nan)
 
 
 def check_sampling(sampler: Sampler, path: Path, prediction: Prediction) -> None:

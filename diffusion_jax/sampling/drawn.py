@@ -1,0 +1,63 @@
+"""What the program that draws a batch says of it beside the images, and the error that becomes of it on the host."""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from diffusion_jax.diffusion.samplers import Progress, Sampler
+from diffusion_jax.errors import UserError
+
+
+class Diagnostics(NamedTuple):
+    """What tells whether samples are fit for use; a part that is None was not asked for and costs nothing.
+
+    Attributes:
+      progress: how far each sample came, [B] fields; None for samplers of a fixed number of steps.
+    """
+
+    progress: Progress | None = None
+
+
+class Drawn(NamedTuple):
+    """A batch of samples.
+
+    Attributes:
+      images: [B, H, W, C] uint8.
+      diagnostics: of the same samples.
+    """
+
+    images: jax.Array
+    diagnostics: Diagnostics
+
+
+class UnfinishedSamples(UserError):
+    """Samples that are still noisy since their sampler stopped on the way."""
+
+
+def check_drawn(diagnostics: Diagnostics, sampler: Sampler) -> None:
+    """Raises an `UnfinishedSamples` unless all samples arrived.
+
+    Args:
+      diagnostics: those of the samples that were asked for, as host arrays; the same on all processes, which then
+        raise together.
+      sampler: what drew them.
+    """
+    progress = diagnostics.progress
+    if progress is None or np.all(progress.finished):
+        return
+    stopped = ~np.asarray(progress.finished)
+    times = np.asarray(progress.time)[stopped]
+    low, high = float(times.min()), float(times.max())
+    where = f"t = {low:.3g}" if low == high else f"t = {low:.3g} to {high:.3g}"
+    count = f"{stopped.sum()} of {len(stopped)} samples stopped at {where}, on the way from noise at 1 to data at 0"
+    if np.any(np.asarray(progress.stuck)[stopped]):
+        raise UnfinishedSamples(
+            f"sampler '{sampler.name}': {count}, since its steps became not finite or too small to arrive: raise "
+            "sampler.rtol and sampler.atol, set sample.transform='none', or take a sampler with a number of steps; if "
+            "that gives no images either, the weights are not finite"
+        )
+    raise UnfinishedSamples(
+        f"sampler '{sampler.name}': {count}, after sampler.max_steps={getattr(sampler, 'max_steps', None)} attempts: "
+        "raise it, or sampler.rtol and sampler.atol, or take a sampler with a number of steps"
+    )

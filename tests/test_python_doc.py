@@ -27,7 +27,7 @@ def test_a_loop_and_a_sampler_by_hand():
     scope: dict = {}
     exec(LOOP, scope)
     losses = scope["losses"]
-    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+    assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
     exec(SAMPLER, scope)
     images = np.asarray(scope["images"])
     assert images.shape == (10, 8, 8, 1) and np.all(np.isfinite(images)) and np.ptp(images) > 0.5

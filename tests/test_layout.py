@@ -13,7 +13,7 @@ FLOORS = (
     ("diffusion", "models"),
     ("data",),
     ("interop", "evaluation", "optim"),
-    ("sections", "autoencoding"),
+    ("sections", "smoke", "autoencoding"),
     ("runs",),
     ("sampling",),
     ("training",),

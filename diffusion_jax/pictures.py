@@ -35,6 +35,11 @@ def to_uint8(images: jax.Array, rule: Uint8Rule = ROUNDED) -> jax.Array:
     return jnp.clip(127.5 * images + offset, 0, 255).astype(jnp.uint8)
 
 
+def from_uint8(images: jax.Array) -> jax.Array:
+    """Images uint8, of any shape, as float32 in [−1, 1]."""
+    return images.astype(jnp.float32) / 127.5 - 1
+
+
 def to_rgb(images: np.ndarray) -> np.ndarray:
     """Repeats the one channel of grey images [N, H, W, 1] three times; leaves [N, H, W, 3] as they are."""
     return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images

@@ -36,6 +36,7 @@ from diffusion_jax.models.autoencoder.first_stage import (
 )
 from diffusion_jax.parallel import processes
 from diffusion_jax.parallel.mesh import MeshConfig, batch_sharding, make_mesh, replicated
+from diffusion_jax.pictures import from_uint8
 from diffusion_jax.records import Field, Record, RecordSpec, array_fields
 
 CacheDType = Literal["float32", "float16", "bfloat16"]
@@ -241,7 +242,7 @@ def _encode(
 
 def _moments(first_stage: Any, images: jax.Array, dtype: jnp.dtype) -> dict[str, jax.Array]:
     """The posteriors of images [B, H, W, C] uint8 and of their mirror images, each moment [B, h, w, c]."""
-    scaled = images.astype(jnp.float32) / 127.5 - 1
+    scaled = from_uint8(images)
     plain, mirrored = first_stage.posterior(scaled), first_stage.posterior(scaled[:, :, ::-1])
     moments = {**plain, **{MIRRORED + name: value for name, value in mirrored.items()}}
     return {name: value.astype(dtype) for name, value in moments.items()}

@@ -21,6 +21,7 @@ from diffusion_jax.models.autoencoder.autoencoder import Autoencoder
 from diffusion_jax.models.autoencoder.discriminator import PatchDiscriminator
 from diffusion_jax.models.autoencoder.lpips import LPIPS
 from diffusion_jax.optim.ema_profiles import EMAProfile, ema_update
+from diffusion_jax.pictures import from_uint8
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -129,7 +130,7 @@ class AutoencoderStep:
 
     def prepare(self, images: jax.Array, step: jax.Array, index: jax.Array) -> jax.Array:
         """uint8 images [B, H, W, C] as the float32 images in [−1, 1] that step `step` trains on."""
-        scaled = images.astype(jnp.float32) / 127.5 - 1
+        scaled = from_uint8(images)
         if not self.flip:
             return scaled
         flip = keys.uniform(keys.purpose_key(self.seed, "flip", step), index) < 0.5

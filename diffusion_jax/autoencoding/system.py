@@ -29,7 +29,7 @@ from diffusion_jax.models.autoencoder.lpips import LPIPS
 from diffusion_jax.models.layers.precision import DTypeName
 from diffusion_jax.models.macs import count_macs
 from diffusion_jax.parallel import processes
-from diffusion_jax.pictures import to_uint8
+from diffusion_jax.pictures import from_uint8, to_uint8
 from diffusion_jax.schema import Section
 from diffusion_jax.sections import DATA, EMA, MESH, NO_KEYS, OPTIMIZER, TRAIN, TrainConfig, kind_section
 
@@ -208,7 +208,7 @@ class AutoencoderSystem:
         Returns:
           [B, H, W, C] uint8, and `psnr` (dB), `ssim` and, with its network, `lpips`, [B] each.
         """
-        wanted = images.astype(jnp.float32) / 127.5 - 1
+        wanted = from_uint8(images)
         encoded = model.autoencoder.encode(wanted)
         latents = encoded.mean if isinstance(model.autoencoder, AutoencoderKL) else encoded  # [B, h, w, c]
         made = model.autoencoder.decode(latents)  # [B, H, W, C]
@@ -228,7 +228,7 @@ class AutoencoderSystem:
         Returns:
           [B, h, w, c] float32: draws from the posteriors, or what is not yet quantised.
         """
-        encoded = model.autoencoder.encode(images.astype(jnp.float32) / 127.5 - 1)
+        encoded = model.autoencoder.encode(from_uint8(images))
         if not isinstance(model.autoencoder, AutoencoderKL):
             return encoded  # [B, h, w, c]
         noise = keys.normal(keys.purpose_key(self.train.seed, "latent_statistics"), index, self.latent_shape)

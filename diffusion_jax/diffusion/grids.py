@@ -37,11 +37,6 @@ def shift_for_resolution(pixels: float, base_pixels: float) -> float:
     return math.sqrt(pixels / base_pixels)
 
 
-def shift_for_tokens(tokens: float) -> float:
-    """a = e^m, m linear from 0.5 at 256 tokens to 1.15 at 4096 (the Flux rule)."""
-    return math.exp(0.5 + (1.15 - 0.5) * (tokens - 256) / (4096 - 256))
-
-
 def karras_kappa(kappa_max: float, kappa_min: float, nodes: int, rho: float = 7.0) -> np.ndarray:
     """[nodes] noise levels from kappa_max to kappa_min, uniform in κ^{1/rho} (Karras et al. 2022, eq. 5)."""
     ramp = np.linspace(0.0, 1.0, nodes)

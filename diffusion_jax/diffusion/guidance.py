@@ -6,7 +6,6 @@ autoguidance of two guided networks, an interval around either. The scale s has 
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -22,11 +21,6 @@ from diffusion_jax.parallel.platform import platform
 Channels = Literal["all", "first3"]
 Batching = Literal["auto", "joint", "separate"]
 Interval = tuple[float, float] | None
-
-
-def scale_from_weight(weight: float) -> float:
-    """The scale s = 1 + w of the convention D_c + w (D_c − D_u) (Ho & Salimans 2022, U-ViT)."""
-    return 1 + weight
 
 
 def extrapolate(weak: Array, strong: Array, scale: float, guided_channels: Channels, channels: int) -> Array:
@@ -102,11 +96,6 @@ def within_interval(inside: Guided, outside: Guided, interval: Interval) -> Guid
 def _check_interval(interval: Interval) -> None:
     if interval is not None and not 0 <= interval[0] < interval[1]:
         raise UserError(f"guidance: interval must be (low, high) noise levels with 0 ≤ low < high, not {interval}")
-
-
-def interval_of_times(low: float, high: float) -> tuple[float, float]:
-    """The interval in κ of times of the linear path, κ = t/(1 − t)."""
-    return low / (1 - low), high / (1 - high) if high < 1 else math.inf
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,12 +5,10 @@ the four numbers; the ε-network of a variance-preserving path has (1, −κ, 1/
 the linear path (1/(1 + κ), −κ/(1 + κ), 1/(1 + κ), κ/(1 + κ)).
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
-from diffusion_jax.diffusion.denoiser import Denoise
 from diffusion_jax.diffusion.paths import Path
-from diffusion_jax.diffusion.point import Array, align, namespace
+from diffusion_jax.diffusion.point import Array, namespace
 from diffusion_jax.diffusion.predictions import Prediction
 
 
@@ -44,13 +42,3 @@ def preconditioning(path: Path, prediction: Prediction, kappa: Array) -> Precond
         c_in=c_in,
         c_noise=c_noise,
     )
-
-
-def kappa_denoiser(path: Path, denoise: Denoise) -> Callable[[Array, Array], Array]:
-    """D(x̄ [B, ..., C], κ scalar or [B]) -> predicted data [B, ..., C]."""
-
-    def denoise_scaled(scaled: Array, kappa: Array) -> Array:
-        point = path.point(path.time_of_kappa(kappa))
-        return denoise(align(point, scaled).alpha * scaled, point).x0
-
-    return denoise_scaled

@@ -236,5 +236,7 @@ class ClassifierSystem(System):
             )
         for name in ("sample_every", "eval_every"):
             if getattr(self.train, name) is not None:
-                raise UserError(f"train.{name}={getattr(self.train, name)}: a classifier has no samples; set it to None")
+                raise UserError(
+                    f"train.{name}={getattr(self.train, name)}: a classifier has no samples; set it to None"
+                )
         self.check_data()

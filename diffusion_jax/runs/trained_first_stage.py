@@ -9,15 +9,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.autoencoding.objective import Generator
 from diffusion_jax.autoencoding.latent_statistics import LatentStatistics
+from diffusion_jax.autoencoding.objective import Generator
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import user_path
 from diffusion_jax.interop import autoencoder as files
-from diffusion_jax.models.autoencoder.first_stage import FIRST_STAGES, Identity, KLConfig, KLFirstStage, VQConfig, VQFirstStage
+from diffusion_jax.models.autoencoder.first_stage import (
+    FIRST_STAGES,
+    Identity,
+    KLConfig,
+    KLFirstStage,
+    VQConfig,
+    VQFirstStage,
+)
 from diffusion_jax.parallel.mesh import MeshConfig, make_mesh, replicated
-from diffusion_jax.schema import Section
 from diffusion_jax.runs.checkpoints import Checkpoints
+from diffusion_jax.schema import Section
 
 LATENTS = "latents"
 """The entry of a checkpoint's metadata that holds the `LatentStatistics`."""

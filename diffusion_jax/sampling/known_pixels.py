@@ -10,6 +10,7 @@ from etils import epath
 from diffusion_jax.diffusion.transforms import Transform, known_region
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import open_to_read, user_path
+from diffusion_jax.pictures import from_uint8
 
 
 class KnownPixels(NamedTuple):
@@ -31,7 +32,7 @@ class KnownPixels(NamedTuple):
     def transform(self, first_stage: Any, latent_shape: tuple[int, int, int]) -> Transform:
         """Holds the predicted latents at those of the image wherever all pixels of a latent are known."""
         batch, height, width = self.mask.shape
-        pixels = self.image.astype(jnp.float32) / 127.5 - 1
+        pixels = from_uint8(self.image)
         latents = first_stage.encode(pixels, jnp.zeros((batch, *latent_shape)))  # [B, h, w, c]
         rows, columns = height // latent_shape[0], width // latent_shape[1]
         cells = self.mask.reshape(batch, latent_shape[0], rows, latent_shape[1], columns)

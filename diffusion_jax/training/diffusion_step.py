@@ -19,6 +19,7 @@ from diffusion_jax.models.conditioning.parts import Conditioning
 from diffusion_jax.models.frozen import Frozen
 from diffusion_jax.optim.ema_profiles import ema_update
 from diffusion_jax.parallel.mesh import split_rows
+from diffusion_jax.pictures import from_uint8
 from diffusion_jax.runs.system import System
 from diffusion_jax.training.diffusion_state import TrainState
 
@@ -57,7 +58,7 @@ def prepare(
         keys.purpose_key(system.train.seed, "posterior", step), index, system.latent_shape
     )  # [B, h, w, c]
     if "image" in batch:
-        images = batch["image"].astype(jnp.float32) / 127.5 - 1  # [B, H, W, C]
+        images = from_uint8(batch["image"])  # [B, H, W, C]
         if system.data.flip:
             images = jnp.where(flip, images[:, :, ::-1], images)
         return first_stage.encode(images, noise)

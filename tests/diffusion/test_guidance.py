@@ -5,7 +5,7 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh
 
 from diffusion_jax.diffusion.denoiser import denoiser
-from diffusion_jax.diffusion.guidance import ClassifierFreeGuidance, scale_from_weight
+from diffusion_jax.diffusion.guidance import ClassifierFreeGuidance
 from diffusion_jax.diffusion.paths import VPPath
 from diffusion_jax.diffusion.predictions import Prediction
 from diffusion_jax.errors import UserError
@@ -66,10 +66,6 @@ def test_scale_one_makes_no_null_call():
     out = ClassifierFreeGuidance(1.0)(model, cond)(x, point)
     assert calls == [3]
     np.testing.assert_array_equal(np.asarray(out), np.asarray(model(x, point.timestep, cond)))
-
-
-def test_weight_convention():
-    assert scale_from_weight(0.4) == 1.4
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "x0", "v", "score", "velocity"])

@@ -13,7 +13,6 @@ from diffusion_jax.diffusion.grids import karras_kappa
 from diffusion_jax.diffusion.guidance import (
     Autoguidance,
     ClassifierFreeGuidance,
-    interval_of_times,
     rescale,
     within_interval,
 )
@@ -79,8 +78,6 @@ def test_published_intervals():
     np.testing.assert_allclose(kappa[[17, 22]], [1.61, 0.28], atol=5e-3)
     np.testing.assert_allclose(kappa[[13, 19]], [5.0, 0.85], atol=3e-2)
     np.testing.assert_allclose(kappa[[17, 22]] / (1 + kappa[[17, 22]]), [0.617, 0.221], atol=5e-4)
-    np.testing.assert_allclose(interval_of_times(0.221, 0.617), [0.2837, 1.611], atol=1e-3)
-    assert interval_of_times(0.0, 1.0) == (0.0, math.inf)
 
 
 def test_autoguidance_narrows_and_keeps_the_mean(kit):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from diffusion_jax.diffusion.grids import shift_for_resolution, shift_for_tokens, shift_time
+from diffusion_jax.diffusion.grids import shift_for_resolution, shift_time
 from diffusion_jax.diffusion.paths import GVPPath, LinearPath, VPPath
 from diffusion_jax.diffusion.predictions import Prediction
 from diffusion_jax.diffusion.samplers import DDIM, RK45, InterpolantSDE, ProbabilityFlow, Renoise
@@ -106,7 +106,6 @@ def test_shift():
     # In the time of LightningDiT, from noise to data, 0.3 is our 3.33.
     np.testing.assert_allclose(1 - shift_time(1 - time, 0.3), shift_time(time, 1 / 0.3), atol=1e-12)
     np.testing.assert_allclose(shift_for_resolution(1024**2, 1024**2 / 9), 3.0)
-    np.testing.assert_allclose([shift_for_tokens(256), shift_for_tokens(4096)], [np.exp(0.5), np.exp(1.15)])
 
 
 @pytest.mark.parametrize("steps", [10, 20])

@@ -55,7 +55,7 @@ def restore(
         that of the training, is left out first.
       mesh: where to put the weights; None takes that of the overrides, by default all devices along "data".
       kind: what the run must have trained, a diffusion model or a classifier.
-      params: the averaged or the raw weights; None takes those that `sample.params` names, the average for a classifier.
+      params: averaged or raw weights; None takes those that `sample.params` names, for a classifier the average.
       place: the flag or key that named the run, for messages.
 
     Raises:

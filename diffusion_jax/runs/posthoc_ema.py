@@ -6,15 +6,8 @@ import jax
 from etils import epath
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.optim.ema_profiles import (
-    Fit,
-    PowerEMA,
-    Snapshot,
-    check_fit,
-    posthoc_average,
-    posthoc_fit,
-    posthoc_weights,
-)
+from diffusion_jax.optim.ema_profiles import PowerEMA
+from diffusion_jax.optim.posthoc import Fit, Snapshot, check_fit, posthoc_average, posthoc_fit, posthoc_weights
 from diffusion_jax.parallel.mesh import MeshConfig, make_mesh
 from diffusion_jax.runs.folder import RunFolder, read_metadata
 from diffusion_jax.runs.system import System

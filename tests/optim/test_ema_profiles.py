@@ -10,16 +10,18 @@ from diffusion_jax.optim.ema_profiles import (
     HalfLifeEMA,
     InverseGammaEMA,
     PowerEMA,
-    Snapshot,
     WarmupEMA,
-    check_fit,
     ema_update,
     gamma_of_width,
+    width_of_gamma,
+)
+from diffusion_jax.optim.posthoc import (
+    Snapshot,
+    check_fit,
     posthoc_average,
     posthoc_fit,
     posthoc_weights,
     profile_product,
-    width_of_gamma,
 )
 
 

@@ -15,6 +15,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.models.conditioning.conditioners import Arrays, Conditioner
 from diffusion_jax.models.conditioning.parts import Conditioning, ConditioningSpec
 from diffusion_jax.records import Field, Record, RecordSpec
+from diffusion_jax.smoke import tiny_options
 
 
 class BoxTokens(nnx.Module):
@@ -85,7 +86,9 @@ MODELS = {
     "dit in context": {"depth": 1, "width": 32, "heads": 2, "patch_size": 4, "block": "in_context"},
     "ldm_transformer": {"depth": 1, "width": 32, "heads": 2, "patch_size": 4},
     "uvit": {"depth": 3, "width": 32, "heads": 2, "patch_size": 4},
-    "unet": {"model_channels": 8, "channel_mult": (1,), "num_res_blocks": 1, "norm_groups": 4},
+    "unet": {"model_channels": 8, "channel_mult": (1,), "num_res_blocks": 1, "norm_groups": 4, "num_heads": 2},
+    "iuvit": {"depth": 3, "width": 32, "heads": 2, "patch_size": 4},
+    "ascend": tiny_options("ascend"),
 }
 
 
@@ -121,7 +124,9 @@ BOXES = {
 
 
 @pytest.mark.usefixtures("shared_compilations")
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    "model", [pytest.param(name, marks=[pytest.mark.slow] * (name == "ascend")) for name in MODELS]
+)
 def test_it_trains_and_samples_every_backbone_of_tokens(model, tmp_path):
     run = dj.train(config(model), tmp_path)
     assert np.all(np.isfinite(run.log()["loss"]))

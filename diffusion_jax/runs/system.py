@@ -192,7 +192,7 @@ class DiffusionSystem(System):
     def check_sampling(self) -> None:
         """Raises a `UserError` if no samples can be drawn as the config says."""
         config = self.config
-        check_sampling(self.sampler, self.path, self.prediction)
+        check_sampling(self.sampler, self.path, self.prediction, corrected=self.sample.transform != "none")
         first, last = self.sampler.times(self.path)[[0, -1]]
         if first < last:
             raise UserError(

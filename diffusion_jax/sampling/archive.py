@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import types
 import zipfile
 from collections.abc import Mapping
 from typing import Any
@@ -29,6 +30,20 @@ class SampleArchive:
         self._member = self._archive.open("arr_0.npy", "w", force_zip64=True)
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(self._member, header)
+
+    def __enter__(self) -> "SampleArchive":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
+    ) -> None:
+        """Closes the file, or leaves none where not all images came."""
+        if error is None:
+            self.close()
+            return
+        self._member.close()
+        self._archive.close()
+        self._file.__exit__(kind, error, trace)
 
     def add(self, images: np.ndarray) -> None:
         """Appends uint8 images [B, H, W, 3]."""

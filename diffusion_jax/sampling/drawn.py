@@ -54,7 +54,7 @@ def check_drawn(diagnostics: Diagnostics, sampler: Sampler) -> None:
     if np.any(np.asarray(progress.stuck)[stopped]):
         raise UnfinishedSamples(
             f"sampler '{sampler.name}': {count}, since its steps became not finite or too small to arrive: raise "
-            "sampler.rtol and sampler.atol, set sample.transform='none', or take a sampler with a number of steps; if "
+            "sampler.rtol and sampler.atol, set sampler.time_end above 0, or take a sampler with a number of steps; if "
             "that gives no images either, the weights are not finite"
         )
     raise UnfinishedSamples(

@@ -1,5 +1,6 @@
 """Samples that are counted, and written to a file if wanted, as they are taken."""
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,19 +26,19 @@ class SavedImages:
 
     def batches(self) -> Iterator[Batch]:
         """See `DrawnImages`."""
-        archive = None
-        if self.path is not None and processes.is_main():
-            archive = SampleArchive(self.path, (self.count, *self.image_shape), self.drawn.labels, self.describe())
-        taken = 0
-        for batch in self.drawn.batches():
-            if archive is not None:
-                archive.add(batch["image"])
-            yield batch
-            taken += len(batch["image"])
-            if processes.is_main():
-                print(f"{taken}/{self.count} samples", flush=True)
-        if archive is not None:
-            archive.close()
+        with contextlib.ExitStack() as file:
+            archive = None
+            if self.path is not None and processes.is_main():
+                shape = (self.count, *self.image_shape)
+                archive = file.enter_context(SampleArchive(self.path, shape, self.drawn.labels, self.describe()))
+            taken = 0
+            for batch in self.drawn.batches():
+                if archive is not None:
+                    archive.add(batch["image"])
+                yield batch
+                taken += len(batch["image"])
+                if processes.is_main():
+                    print(f"{taken}/{self.count} samples", flush=True)
 
     def describe(self) -> dict[str, Any]:
         """See `DrawnImages`."""

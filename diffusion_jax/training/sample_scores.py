@@ -1,5 +1,6 @@
 """Scoring the model of a run while it trains, and keeping its best checkpoint."""
 
+import sys
 from jax.sharding import Mesh
 
 from diffusion_jax.errors import UserError
@@ -10,6 +11,7 @@ from diffusion_jax.runs.checkpoints import Checkpoints
 from diffusion_jax.runs.folder import RunFolder, read_metadata
 from diffusion_jax.runs.metadata import RunMetadata
 from diffusion_jax.runs.system import DiffusionSystem
+from diffusion_jax.sampling.drawn import UnfinishedSamples
 from diffusion_jax.sampling.generation import SampleStream
 from diffusion_jax.sampling.requests import default_requests
 from diffusion_jax.sampling.sample_set import DrawnImages
@@ -50,7 +52,7 @@ class TrainingEvaluation:
           metadata: what is saved with a checkpoint.
 
         Returns:
-          The metrics under `eval/NAME`.
+          The metrics under `eval/NAME`; none where the sampler did not arrive, and a line that says so.
 
         Raises:
           UserError: `evaluate.best` is not among the metrics.
@@ -59,7 +61,13 @@ class TrainingEvaluation:
         facts = {"workdir": str(self.folder), "checkpoint_step": step, "label_law": self.config.labels}
         seed = self.system.train.seed
         images = DrawnImages(self.system, self.stream, params, frozen, self.requests, seed, facts)
-        result = self.scorer.measure(images)
+        try:
+            result = self.scorer.measure(images)
+        except UnfinishedSamples as error:
+            # A network that has hardly been trained may be hard to integrate; the run goes on.
+            if processes.is_main():
+                print(f"step {step}: not evaluated: {error}", file=sys.stderr)
+            return {}
         values = values_of(result)
         if processes.is_main():
             self.folder.write_evaluation(step, result)

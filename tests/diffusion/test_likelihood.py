@@ -78,3 +78,9 @@ def test_bits_per_dim():
     dims = 12
     log_likelihood = -dims * jnp.log(2.0)
     np.testing.assert_allclose(bits_per_dim(log_likelihood, dims), 8.0, rtol=1e-6)
+
+
+def test_a_solve_that_does_not_arrive_has_no_density(kit):
+    x = jnp.zeros((2, 1, 1, 1))
+    found = log_likelihood(VPPath(), kit.gaussian(), x, jax.random.key(0), jnp.arange(2), max_steps=2)
+    assert np.isnan(found).all()

@@ -38,6 +38,7 @@ class AdaptiveSampler:
     name: ClassVar[str]
     order: ClassVar[str]
     calls: ClassVar[str] = "as needed"
+    adaptive: ClassVar[bool] = True
     purpose: ClassVar[str]
 
     def __post_init__(self):

@@ -59,12 +59,14 @@ class Sampler(Protocol):
       order: its order of convergence.
       calls: network calls of N steps.
       purpose: what it is for.
+      adaptive: whether it chooses its steps, and so may stop before it arrives.
     """
 
     name: ClassVar[str]
     order: ClassVar[str]
     calls: ClassVar[str]
     purpose: ClassVar[str]
+    adaptive: ClassVar[bool]
 
     def times(self, path: Path) -> np.ndarray:
         """The nodes visited, float64; the first is where sampling starts, the last where it ends."""
@@ -110,6 +112,7 @@ class GridSampler:
     purpose: ClassVar[str]
     # the default grid on a discrete and on a continuous path
     default_grids: ClassVar[tuple[str, str]] = ("trailing", "time")
+    adaptive: ClassVar[bool] = False
     # whether the step itself adds the gradient of a classifier
     uses_gradient: ClassVar[bool] = False
 
@@ -248,14 +251,28 @@ def sample(sampler: Sampler, path: Path, denoise: Denoise, x: Array, key: jax.Ar
     return x if progress is None else jnp.where(align(progress.finished, x), x, jnp.nan)
 
 
-def check_sampling(sampler: Sampler, path: Path, prediction: Prediction) -> None:
+def check_sampling(sampler: Sampler, path: Path, prediction: Prediction, corrected: bool = False) -> None:
     """Fails early, before anything is compiled.
 
+    Args:
+      sampler: the walk.
+      path: the process.
+      prediction: what the network predicts.
+      corrected: whether the predicted data are corrected on the way, and the noise derived again from them.
+
     Raises:
-      UserError: the sampler does not apply to the path, or the prediction says nothing about the data where it starts.
+      UserError: the sampler does not apply to the path, the prediction says nothing about the data where it starts, or
+        the noise is 0/0 where the sampler ends and evaluates the network.
     """
     sampler.check(path)
-    start = float(sampler.times(path)[0])
+    start, end = (float(time) for time in sampler.times(path)[[0, -1]])
+    if sampler.adaptive and (corrected or prediction.kind == "x0") and path.point(np.float64(end)).sigma == 0:
+        data = "data that sample.transform has corrected" if corrected else "predicted data"
+        raise UserError(
+            f"sampler '{sampler.name}' needs the noise at its end, t = {end:.4g}, where path '{path.name}' has none "
+            f"and {data} do not give it: set sampler.time_end=0.005 and sampler.denoise_last=True"
+            + (", or sample.transform='none'" if corrected else "")
+        )
     if path.point(np.float64(start)).alpha == 0 and prediction.kind in ("epsilon", "score", "edm"):
         raise UserError(
             f"sampler '{sampler.name}': path '{path.name}' has no signal at t = {start:.4g}, where a prediction of "

@@ -1,4 +1,4 @@
-"""Averages of any width after the run, from stored averages of two widths (Karras et al. 2024, section 3, algorithm 3)."""
+"""Averages of any width after the run, from stored averages of two widths (Karras et al. 2024, algorithm 3)."""
 
 import math
 from collections.abc import Callable, Sequence

@@ -273,7 +273,14 @@ def load_config(config: Config, overrides: Overrides = ()) -> ml_collections.Con
     return config_lib.override(written, list(words), kind_of(written).schema)
 
 
-def train(config: Config, workdir: epath.PathLike, overrides: Overrides = (), init_from: str | None = None) -> Run:
+def train(
+    config: Config,
+    workdir: epath.PathLike,
+    overrides: Overrides = (),
+    init_from: str | None = None,
+    allow_changes: bool = False,
+    resume_step: str | int | None = None,
+) -> Run:
     """Trains a config, or continues the run in a folder.
 
     Args:
@@ -281,6 +288,8 @@ def train(config: Config, workdir: epath.PathLike, overrides: Overrides = (), in
       workdir: the folder, on a disk or in a bucket; made if missing.
       overrides: see `load_config`.
       init_from: "RUN[:STEP]" whose weights a new run begins with.
+      allow_changes: let a run go on with another learning rate, schedule, clipping or decay.
+      resume_step: the checkpoint to go on from; newer ones are deleted. None takes the newest.
 
     Returns:
       The run at its last step, or where a signal stopped it.
@@ -289,8 +298,10 @@ def train(config: Config, workdir: epath.PathLike, overrides: Overrides = (), in
       UserError: a config that does not fit its data, the devices or the run in the folder; a loss that is not finite.
     """
     from diffusion_jax.training.loop import train as run_training
+    from diffusion_jax.training.start import StartOptions
 
-    run_training(load_config(config, overrides), workdir, init_from)
+    how = StartOptions(init_from, allow_changes, None if resume_step is None else str(resume_step))
+    run_training(load_config(config, overrides), workdir, how)
     return Run(workdir)
 
 

@@ -37,6 +37,7 @@ class Section:
       default: the `name` of a section that a config leaves out; None where it must choose.
       importable: what a class must derive from to be named as "package.module:Class"; None allows no such names.
       identity: the keys that decide the numbers of a run, which resumes only where they agree; None means all keys.
+      changeable: keys among them that may take other values in a run that goes on, if the user says so.
       free: keys that change memory or speed and not numbers, where `identity` is None.
     """
 
@@ -45,6 +46,7 @@ class Section:
     default: str | None = None
     importable: type | None = None
     identity: frozenset[str] | None = None
+    changeable: frozenset[str] = frozenset()
     free: frozenset[str] = frozenset()
 
     def constructor(self, place: str, values: Mapping[str, Any]) -> Callable[..., Any]:

@@ -144,6 +144,9 @@ NO_KEYS = frozenset[str]()
 
 DATA = Section(DataConfig, identity=DATA_IDENTITY)
 TRAIN = Section(TrainConfig, identity=TRAIN_IDENTITY)
-OPTIMIZER = Section(OPTIMIZERS)
+OPTIMIZER = Section(
+    OPTIMIZERS,
+    changeable=frozenset({"lr", "schedule", "warmup_steps", "decay_steps", "clip_norm", "weight_decay"}),
+)
 EMA = Section(EMA_PROFILES, frozenset({"batch_size"}))
 MESH = Section(MeshConfig, identity=NO_KEYS)

@@ -16,9 +16,10 @@ classes go by the names of the classes, and learned positions are interpolated t
 
 The word behind the colon is the config's variant; every config has a variant `smoke` that runs anywhere in seconds.
 Any key of the config can be overridden with --config.SECTION.KEY=VALUE; --print-config shows them all. The same
-command resumes a run from its newest checkpoint, whether it was stopped by a signal, killed or finished. SIGTERM and
-SIGINT save and end it with status 75 ("try again later"), which schedulers can tell from a finished run, status 0, and
-from a mistake, status 2.
+command resumes a run from its newest checkpoint, whether it was stopped by a signal, killed or finished, or from the
+one that --resume-step names; with --allow-changes its learning rate, schedule and clipping may be others from there.
+SIGTERM and SIGINT save and end it with status 75 ("try again later"), which schedulers can tell from a finished run,
+status 0, and from a mistake, status 2.
 
 On several hosts, start the command on each, on TPU pods and SLURM with --coordinator auto, elsewhere with
 --coordinator HOST:PORT --num-processes N --process-id I. The scripts in launch/ do so: see docs/launching.md.
@@ -40,6 +41,12 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("workdir", None, "The run's folder, also gs://BUCKET/…; made if missing.", flag_values=values)
     flags.DEFINE_bool("print_config", False, "Print the complete config and exit.", flag_values=values)
     flags.DEFINE_list("overrides", [], "Filled with the --config.… arguments.", flag_values=values)
+    flags.DEFINE_bool(
+        "allow_changes", False, "Go on with another learning rate, schedule, clipping or decay.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "resume_step", None, "The checkpoint to go on from; newer ones are deleted.", flag_values=values
+    )
     flags.DEFINE_string("init_from", None, "RUN or RUN:STEP whose weights a new run begins with.", flag_values=values)
     define_process_flags(values)
     flags.mark_flag_as_required("config", flag_values=values)
@@ -58,5 +65,12 @@ def run(values: flags.FlagValues) -> None:
         return
     if values.workdir is None:
         raise UserError("--workdir is missing: name a folder for checkpoints and logs, such as runs/first")
-    if not train(config, values.workdir, init_from=values.init_from).finished:
+    run = train(
+        config,
+        values.workdir,
+        init_from=values.init_from,
+        allow_changes=values.allow_changes,
+        resume_step=values.resume_step,
+    )
+    if not run.finished:
         sys.exit(STOPPED)

@@ -70,6 +70,12 @@ class Checkpoints:
         trees = {name: ocp.args.StandardSave(_by_name(tree)) for name, tree in items.items() if jax.tree.leaves(tree)}
         self.manager.save(step, args=ocp.args.Composite(**trees, metadata=ocp.args.JsonSave(metadata)))
 
+    def delete_after(self, step: int) -> None:
+        """Deletes the checkpoints of later steps."""
+        for later in self.steps():
+            if later > step:
+                self.manager.delete(later)
+
     def choose(self, step: str | int) -> int:
         """Turns "latest" or a step number into the step of an existing checkpoint.
 

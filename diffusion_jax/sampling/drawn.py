@@ -14,9 +14,11 @@ class Diagnostics(NamedTuple):
 
     Attributes:
       progress: how far each sample came, [B] fields; None for samplers of a fixed number of steps.
+      finite: [B] bool, whether all numbers of a sample are; None where nobody looked.
     """
 
     progress: Progress | None = None
+    finite: jax.Array | None = None
 
 
 class Drawn(NamedTuple):
@@ -35,16 +37,25 @@ class UnfinishedSamples(UserError):
     """Samples that are still noisy since their sampler stopped on the way."""
 
 
+class NotFiniteSamples(UserError):
+    """Samples that hold NaN or infinity, which as 8-bit pixels look like black images."""
+
+
 def check_drawn(diagnostics: Diagnostics, sampler: Sampler) -> None:
-    """Raises an `UnfinishedSamples` unless all samples arrived.
+    """Raises an `UnfinishedSamples` unless all samples arrived, and a `NotFiniteSamples` unless they are finite.
 
     Args:
       diagnostics: those of the samples that were asked for, as host arrays; the same on all processes, which then
         raise together.
       sampler: what drew them.
     """
-    progress = diagnostics.progress
+    progress, finite = diagnostics.progress, diagnostics.finite
     if progress is None or np.all(progress.finished):
+        if finite is not None and not np.all(finite):
+            raise NotFiniteSamples(
+                f"{np.sum(~np.asarray(finite))} of {len(finite)} samples hold NaN or infinity: the weights are not "
+                "finite or the guidance scale is far too large; name another checkpoint with --step, or lower the scale"
+            )
         return
     stopped = ~np.asarray(progress.finished)
     times = np.asarray(progress.time)[stopped]

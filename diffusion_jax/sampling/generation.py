@@ -109,7 +109,8 @@ def make_sample_function(
             denoise = classifier_guidance(denoise, recognise, guides.classifier_scale, transforms)
         walked = walk(sampler, system.path, denoise, x, keys.purpose_key(seed, "sample_noise"), index)
         images = decode_in_parts(first_stage, walked.x, system.data.image_size, mesh, uint8)  # [B, H, W, C]
-        return Drawn(images if known is None else known.paste(images), Diagnostics(walked.progress))
+        finite = jnp.isfinite(walked.x).all(axis=(1, 2, 3))  # [B]
+        return Drawn(images if known is None else known.paste(images), Diagnostics(walked.progress, finite))
 
     return draw
 

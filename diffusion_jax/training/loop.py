@@ -3,9 +3,10 @@
 import collections
 import functools
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from etils import epath
@@ -29,14 +30,14 @@ from diffusion_jax.training.run_log import MetricWriter, ProgressLine, write_par
 from diffusion_jax.training.signals import StopRequest
 from diffusion_jax.training.stage import Metrics, Stage, Step
 from diffusion_jax.training.stages import STAGES
-from diffusion_jax.training.start import start
+from diffusion_jax.training.start import StartOptions, doubts, start
 from diffusion_jax.training.timing import Timing
 
 # Steps in flight: enough to hide the host's work, few enough that waiting batches take no memory to speak of.
 AHEAD = 2
 
 
-def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, init_from: str | None = None) -> bool:
+def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, how: StartOptions | None = None) -> bool:
     """Trains what a config says, continuing from the newest checkpoint in the folder if there is one.
 
     Writes what `RunFolder` describes. SIGTERM and SIGINT save and return; the same call then resumes.
@@ -44,7 +45,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, init_from:
     Args:
       config: a complete config, of the schema of its kind.
       workdir: the run's folder, on a disk or in a bucket; made if missing.
-      init_from: "RUN[:STEP]" whose weights a new run begins with; a run that resumes has its own.
+      how: how the run is to begin or go on; None does neither in a special way.
 
     Returns:
       Whether the run is at its end; False after a signal.
@@ -65,7 +66,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, init_from:
     kernel = platform_kernel(stage.attention, mesh.devices.flat[0].platform)
     abstract = stage.abstract_state()
     checkpoints = folder.checkpoints(keep=settings.keep, keep_every=settings.keep_every)
-    state, step, metadata = start(config, stage, abstract, folder, checkpoints, init_from)
+    state, step, metadata = start(config, stage, abstract, folder, checkpoints, how or StartOptions())
     if processes.is_main():
         folder.write_config(config)
         write_parameter_table(folder.path, abstract.model)
@@ -75,6 +76,8 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, init_from:
             f"{parameters:,} parameters, {len(source):,} images, mesh {dict(mesh.shape)}, {kernel} attention",
             file=sys.stderr,
         )
+        for doubt in doubts(config):
+            print(f"warning: {doubt}", file=sys.stderr)
     frozen = jax.device_put(stage.load_frozen(), replicated(mesh))
     step_function = jax.jit(
         stage.make_step(),
@@ -96,7 +99,8 @@ class Loop:
 
     def __init__(self, stage: Stage, checkpoints: Checkpoints, metadata: RunMetadata, folder: RunFolder):
         self.stage, self.checkpoints, self.metadata, self.folder = stage, checkpoints, metadata, folder
-        self.saved: int | None = None
+        self.saved: list[int] = []
+        self.all_finite = jax.jit(_all_finite)
         self.snapshots = folder.snapshots() if stage.train.ema_widths else None
         self.draw = stage.drawing() if stage.train.sample_every else None
         self.evaluation = stage.evaluation(folder) if stage.train.eval_every else None
@@ -104,7 +108,7 @@ class Loop:
     def run(self, state: Any, step: int, step_function: Step, frozen: Frozen, source: Source, rows: np.ndarray) -> bool:
         """Steps from `step` to the end of the run, or until a signal; returns whether the end was reached."""
         train, data, mesh = self.stage.train, self.stage.data, self.stage.mesh
-        self.saved = step if self.checkpoints.steps() else None
+        self.saved = list(self.checkpoints.steps())
         main = processes.is_main()
         writer = MetricWriter(self.folder.path, step) if main else None
         line = ProgressLine(step, train.steps, quiet=not main)
@@ -171,9 +175,10 @@ class Loop:
                         if saving or stopping:
                             if writer:
                                 writer.flush()  # a run that resumes writes no line of the steps before
+                            self.check_weights(state, step)
                             facts = self.stage.checkpoint_facts(state)
                             self.checkpoints.save(step, state._asdict(), self.metadata.with_more(**facts).to_json())
-                            self.saved = step
+                            self.saved.append(step)
                         if self.snapshots and train.snapshot_every and (last or step % train.snapshot_every == 0):
                             tracks = dict(zip(map(str, train.ema_widths), state.tracks, strict=True))
                             self.snapshots.save(step, tracks, self.metadata.to_json())
@@ -199,21 +204,40 @@ class Loop:
                 writer.close()
 
     def check_finite(self, pending: list[Metrics], step: int) -> None:
-        """Stops the run at the first loss that is not finite, before it can be saved.
+        """Stops the run at the first loss or gradient that is not finite.
 
         Raises:
           UserError: names the step and the last good checkpoint.
         """
-        for number, loss in enumerate(
-            jax.device_get([metrics["loss"] for metrics in pending]), step - len(pending) + 1
-        ):
+        seen = jax.device_get([(metrics["loss"], metrics["grad_norm"]) for metrics in pending])
+        for number, (loss, norm) in enumerate(seen, step - len(pending) + 1):
             if not np.isfinite(loss):
-                kept = "nothing was saved" if self.saved is None else f"step {self.saved} is the last good checkpoint"
-                self.checkpoints.wait()
-                raise UserError(
-                    f"the loss of step {number} is {loss}: stopped, and {kept}; lower optimizer.lr or set "
-                    "optimizer.clip_norm"
-                )
+                # The weights of the step before gave this loss, so their checkpoint is no good one.
+                self.stop_for(f"the loss of step {number} is {loss}", before=number - 1)
+            if not np.isfinite(norm):
+                self.stop_for(f"the gradient of step {number} has norm {norm}", before=number)
+
+    def check_weights(self, state: Any, step: int) -> None:
+        """Stops the run before weights that are not finite are saved.
+
+        Raises:
+          UserError: names the step and the last good checkpoint.
+        """
+        with jax.set_mesh(self.stage.mesh):
+            finite = bool(self.all_finite((state.model, state.ema)))
+        if not finite:
+            self.stop_for(f"the weights after step {step} are not finite", before=step)
+
+    def stop_for(self, reason: str, before: int) -> NoReturn:
+        """Stops the run; `before` is the first step whose checkpoint is not good."""
+        self.checkpoints.wait()
+        good = [step for step in self.saved if step < before]
+        if good:
+            kept = f"step {good[-1]} is the last good checkpoint"
+            way = f"go on from it with --resume-step {good[-1]} --allow-changes and a lower optimizer.lr or "
+        else:
+            kept, way = "no good checkpoint was saved", "begin anew with a lower optimizer.lr or "
+        raise UserError(f"{reason}: stopped, and {kept}; {way}optimizer.clip_norm set")
 
     def summarise(self, pending: list[Metrics], step: int) -> dict[str, float]:
         """Scalars for the log, from the metrics of the steps since the last report."""
@@ -225,3 +249,9 @@ class Loop:
         images_per_second = self.stage.train.batch_size / seconds_per_step
         mfu = images_per_second * self.stage.flops_per_image() / peak_flops_per_second()[0]
         return {"images_per_second": images_per_second, "seconds_per_step": seconds_per_step, "mfu": mfu}
+
+
+def _all_finite(tree: Any) -> jax.Array:
+    """Whether all floating-point arrays of a tree are finite, a scalar bool."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()

@@ -1,5 +1,6 @@
 """`diffusion-jax COMMAND …`, also `python -m diffusion_jax COMMAND …`."""
 
+import errno
 import importlib
 import re
 import sys
@@ -16,6 +17,18 @@ from diffusion_jax.files import cache_folder
 COMMANDS = ("train", "sweep", "encode", "sample", "evaluate", "reference", "models", "samplers", "ema", "plan")
 
 
+# By the number of the system's error.
+REMEDIES = {
+    errno.ENOSPC: "free some space there, or name another place",
+    errno.EDQUOT: "free some of your quota, or name another place",
+    errno.EFBIG: "raise the limit of file sizes (ulimit -f)",
+    errno.EACCES: "name a place that you may read and write",
+    errno.EPERM: "name a place that you may read and write",
+    errno.EROFS: "name a place that can be written to",
+    errno.ENOTDIR: "a file stands where a folder is needed; name another place",
+}
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one command and exits: status 0, 2 for a mistake of the user's, 1 for one of ours.
 
@@ -28,6 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     try:
         run(words[0], words[1:])
+    except OSError as error:
+        if error.filename is None or "--debug" in words:
+            raise
+        remedy = REMEDIES.get(error.errno or 0, "name another place")
+        print(f"diffusion-jax {words[0]}: {error.filename}: {error.strerror}: {remedy}", file=sys.stderr)
+        sys.exit(2)
     except UserError as error:
         if "--debug" in words:
             traceback.print_exc()

@@ -18,6 +18,9 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.files import absolute, user_path
 from diffusion_jax.parallel.partition import path_name
 
+# What TensorStore says of files that are cut short or changed, as against arrays of another model.
+DAMAGE = ("DATA_LOSS", "CRC", "checksum", "orrupt", "OUT_OF_RANGE", "Error reading", "Error decoding", "Failed to read")
+
 
 class Checkpoints:
     """The checkpoints of one run, under `WORKDIR/checkpoints/STEP`.
@@ -95,7 +98,10 @@ class Checkpoints:
 
     def metadata(self, step: int) -> dict[str, Any]:
         """What `save` was given as metadata."""
-        return self.manager.restore(step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore()))["metadata"]
+        try:
+            return self.manager.restore(step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore()))["metadata"]
+        except (KeyError, ValueError, OSError) as error:
+            raise self._damaged(step, error) from error
 
     def read(self, step: int, items: Mapping[str, Any]) -> dict[str, Any]:
         """Reads items of a checkpoint onto whatever mesh the abstract arrays name.
@@ -115,10 +121,21 @@ class Checkpoints:
         }
         try:
             restored = self.manager.restore(step, args=ocp.args.Composite(**wanted))
+        except OSError as error:
+            raise self._damaged(step, error) from error
         except (KeyError, ValueError) as error:
             reason = " ".join(str(error).split())[:300]
+            if any(word in reason for word in DAMAGE):
+                raise self._damaged(step, error) from error
             raise UserError(f"{self.folder / str(step)} does not fit this model: {reason}") from error
         return {name: _like(tree, restored[name]) if name in wanted else tree for name, tree in items.items()}
+
+    def _damaged(self, step: int, error: Exception) -> UserError:
+        """The error for a checkpoint that cannot be read, with the step to take in its place."""
+        reason = " ".join(str(error).split())[:300]
+        older = [each for each in self.steps() if each < step]
+        way = f"take the older --step or --resume-step {older[-1]}" if older else "there is no older one"
+        return UserError(f"{self.folder / str(step)} is damaged ({type(error).__name__}: {reason}): {way}")
 
     def wait(self) -> None:
         """Returns once everything saved is on disk."""

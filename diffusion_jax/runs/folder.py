@@ -1,7 +1,10 @@
 """The folder of a run: the names in it, and reading and writing them whole."""
 
 import contextlib
+import fcntl
 import json
+import os
+import platform
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +14,7 @@ from etils import epath
 
 from diffusion_jax import config as config_lib
 from diffusion_jax.errors import UserError
-from diffusion_jax.files import make_folder, user_path, write_atomically
+from diffusion_jax.files import in_bucket, make_folder, user_path, write_atomically
 from diffusion_jax.runs.checkpoints import Checkpoints
 from diffusion_jax.runs.metadata import RunMetadata
 
@@ -94,6 +97,31 @@ class RunFolder:
         """What a checkpoint says beside its arrays; arguments and errors as of `open`."""
         with self.open(step, place) as (checkpoints, chosen):
             return read_metadata(checkpoints, chosen)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other processes from training in the folder, on a disk; the lock of a dead process is gone with it.
+
+        Raises:
+          UserError: another process is at work there.
+        """
+        make_folder(self.path)
+        if in_bucket(self.path):  # where nothing can be locked
+            yield
+            return
+        with open(self.path / "lock", "a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise UserError(
+                    f"{self}: another `train` is at work there ({file.read().strip()}): wait for it, or use another "
+                    "--workdir"
+                ) from None
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}\n")
+            file.flush()
+            yield
 
     def write_config(self, config: ml_collections.ConfigDict) -> None:
         """Writes `config.json`."""

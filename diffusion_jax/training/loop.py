@@ -1,6 +1,7 @@
 """The training loop: start or resume, step, log, sample, save."""
 
 import collections
+import contextlib
 import functools
 import sys
 from typing import Any, NoReturn
@@ -63,10 +64,24 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, how: Start
             f"train.microbatches={settings.microbatches} cuts train.batch_size={settings.batch_size} into "
             f"parts that do not divide over {batch_parts(mesh)} batch shards (mesh data × fsdp)"
         )
+    with folder.locked() if processes.is_main() else contextlib.nullcontext():
+        return _train(config, stage, source, rows, folder, how or StartOptions())
+
+
+def _train(
+    config: ml_collections.ConfigDict,
+    stage: Stage,
+    source: Source,
+    rows: np.ndarray,
+    folder: RunFolder,
+    how: StartOptions,
+) -> bool:
+    """Starts a stage that fits its mesh, and trains it to its end or a signal; see `train`."""
+    settings, mesh = stage.train, stage.mesh
     kernel = platform_kernel(stage.attention, mesh.devices.flat[0].platform)
     abstract = stage.abstract_state()
     checkpoints = folder.checkpoints(keep=settings.keep, keep_every=settings.keep_every)
-    state, step, metadata = start(config, stage, abstract, folder, checkpoints, how or StartOptions())
+    state, step, metadata = start(config, stage, abstract, folder, checkpoints, how)
     if processes.is_main():
         folder.write_config(config)
         write_parameter_table(folder.path, abstract.model)

@@ -1,5 +1,7 @@
 """Runs that went wrong: what is not saved, what is called good, and the way on."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -68,3 +70,26 @@ def test_a_run_that_does_nothing_is_doubted():
         "ema.max_decay=0.9999 over train.steps=150: 98.5 % of the averaged weights are the initial"
     )
     assert doubts(dj.load_config("configs/digits.py")) == []
+
+
+def test_a_second_run_in_a_folder_is_refused(tmp_path):
+    refused = pytest.raises(UserError, match=r"another `train` is at work there \(process \d+ on ")
+    with RunFolder(tmp_path).locked(), refused:
+        train(tmp_path, train__steps=2)
+    with RunFolder(tmp_path).locked():
+        pass
+
+
+@pytest.mark.parametrize("damage", ["metadata missing", "metadata empty", "arrays cut"])
+def test_a_damaged_checkpoint_is_named_with_the_older_one(tmp_path, damage):
+    train(tmp_path, train__steps=2)
+    newest = tmp_path / "checkpoints" / "2"
+    if damage == "metadata missing":
+        shutil.rmtree(newest / "metadata")
+    elif damage == "metadata empty":
+        (newest / "metadata" / "metadata").write_bytes(b"")
+    else:
+        for path in newest.rglob("d/*"):
+            path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"checkpoints/2 is damaged .*: take the older --step or --resume-step 1$"):
+        dj.open_run(tmp_path).sample(2, steps=2)

@@ -214,7 +214,7 @@ def test_an_encoder_comes_before_the_concatenation():
     model = arbitrary(jax.eval_shape(init, jax.random.key(0)))
     names = {path_name(path).split("/")[0] for path, _ in jax.tree_util.tree_leaves_with_path(model)}
     assert names == {"backbone", "encoder"}
-    cond = conditioner(jnp.array([0, CLASSES]))._replace(image=jnp.ones((2, 8, 8, 2)))
+    cond = Conditioning(label=jnp.array([0, CLASSES]), image=jnp.ones((2, 8, 8, 2)))
     out, projected = jax.jit(model.project)(jnp.ones((2, *SHAPE)), jnp.ones(2), cond)
     assert out.shape == (2, 8, 8, 2) and projected.shape == (2, 4, 5)
     assert np.abs(projected[0] - projected[1]).max() > 0

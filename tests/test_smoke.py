@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 from diffusion_jax.models.autoencoder.first_stage import FIRST_STAGES
-from diffusion_jax.runs.system import MODELS
+from diffusion_jax.models.backbones import BACKBONES
 from diffusion_jax.smoke import TINY_FIRST_STAGES, TINY_MODELS, smoke_form, tiny_options
 
 CONFIG = {
@@ -20,7 +20,7 @@ CONFIG = {
 
 
 def test_every_model_and_first_stage_has_a_tiny_form():
-    assert TINY_MODELS.keys() == MODELS.keys()
+    assert TINY_MODELS.keys() == {*BACKBONES, "noisy_classifier"}
     assert TINY_FIRST_STAGES.keys() == FIRST_STAGES.keys()
 
 
@@ -42,9 +42,9 @@ def test_a_config_may_change_its_smoke_form():
 
 
 def test_classifiers_draw_nothing_and_first_stages_are_evaluated():
-    classifier = smoke_form({**CONFIG, "loss": {"name": "classification"}})
+    classifier = smoke_form({**CONFIG, "kind": {"name": "classifier"}})
     assert "sample_every" not in classifier["train"] and classifier["sampler"] == CONFIG["sampler"]
-    first_stage = {"autoencoder": {"name": "kl"}, "loss": {"name": "kl"}, "train": {}}
+    first_stage = {"kind": {"name": "first_stage"}, "autoencoder": {"name": "kl"}, "loss": {"name": "kl"}, "train": {}}
     with_adversary = smoke_form({**first_stage, "discriminator": {"name": "patchgan", "num_layers": 3}})
     assert with_adversary["discriminator"] == {"name": "patchgan", "num_layers": 1, "ndf": 8}
     assert with_adversary["loss"]["disc_start"] == 1 and with_adversary["train"]["eval_every"] == 2

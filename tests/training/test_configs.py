@@ -14,8 +14,6 @@ from diffusion_jax.data.facts import DatasetFacts
 from diffusion_jax.errors import UserError
 from diffusion_jax.runs.checkpoints import Checkpoints
 from diffusion_jax.runs.kinds import kind_of
-from diffusion_jax.runs.schemas import DIFFUSION_SCHEMA
-from diffusion_jax.runs.system import DiffusionSystem
 from diffusion_jax.training.loop import train
 
 pytestmark = pytest.mark.usefixtures("shared_compilations")
@@ -128,9 +126,9 @@ def test_every_row_is_complete_and_its_smoke_form_is_tiny(path, variant):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_full_form_has_the_published_number_of_parameters(name):
     file, _, variant = name.partition(":")
-    system = DiffusionSystem(
-        load_config(f"configs/{file}.py:{variant}", NEEDED.get(variant, []), DIFFUSION_SCHEMA), FACTS
-    )
+    written = read_config(f"configs/{file}.py:{variant}")
+    kind = kind_of(written)
+    system = kind.system(override(written, NEEDED.get(variant, []), kind.schema), FACTS)
     assert (parameters(system), system.latent_shape) == PUBLISHED[name]
 
 

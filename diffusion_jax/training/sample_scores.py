@@ -1,6 +1,7 @@
 """Scoring the model of a run while it trains, and keeping its best checkpoint."""
 
 import sys
+
 from jax.sharding import Mesh
 
 from diffusion_jax.errors import UserError

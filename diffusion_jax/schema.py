@@ -2,15 +2,19 @@
 
 import dataclasses
 import inspect
+import math
 import types
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from diffusion_jax.errors import UserError, did_you_mean
 from diffusion_jax.imports import import_class
 
 REQUIRED = inspect.Parameter.empty
+
+# A float that may be infinite, such as the open end of an interval; NaN it may not be.
+OpenFloat = Annotated[float, "may be infinite"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +70,7 @@ class Section:
 
     def options(self, constructor: Callable[..., Any]) -> dict[str, Option]:
         """The keys that a constructor reads, from its signature."""
-        hints = typing.get_type_hints(_function(constructor))
+        hints = typing.get_type_hints(_function(constructor), include_extras=True)
         return {
             name: Option(hints.get(name, Any), parameter.default)
             for name, parameter in _parameters(constructor).items()
@@ -144,6 +148,8 @@ def describe(annotation: Any) -> str:
         return " or ".join(describe(choice) for choice in typing.get_args(annotation))
     if origin is typing.Literal:
         return "one of " + ", ".join(repr(choice) for choice in typing.get_args(annotation))
+    if origin is Annotated:
+        return describe(typing.get_args(annotation)[0])
     if annotation is type(None):
         return "None"
     return getattr(annotation, "__name__", str(annotation)) if origin is None else str(annotation)
@@ -155,21 +161,30 @@ def convert(place: str, value: Any, annotation: Any) -> Any:
     Args:
       place: the key, for errors.
       value: the value; lists stand for tuples and integers for floats.
-      annotation: int, float, bool, str, None, Literal, tuple[...], a union of these, or Any.
+      annotation: int, float, OpenFloat, bool, str, None, Literal, tuple[...], a union of these, or Any.
 
     Returns:
       The value as that type.
 
     Raises:
-      UserError: the value is of another type, or not among the choices.
+      UserError: the value is of another type, not among the choices, or not finite.
     """
     try:
         return _convert(value, annotation)
     except TypeError:
+        if _holds_no_number(value):
+            raise UserError(f"{place}={value!r} must be finite: {describe(annotation)}") from None
         hint = ""
         if typing.get_origin(annotation) is typing.Literal and isinstance(value, str):
             hint = did_you_mean(value, [str(choice) for choice in typing.get_args(annotation)])
         raise UserError(f"{place}={value!r} must be {describe(annotation)}{hint}") from None
+
+
+def _holds_no_number(value: Any) -> bool:
+    """Whether a value is or contains a float that is infinite or NaN."""
+    if isinstance(value, list | tuple):
+        return any(_holds_no_number(item) for item in value)
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _convert(value: Any, annotation: Any) -> Any:
@@ -191,8 +206,12 @@ def _convert(value: Any, annotation: Any) -> Any:
                 return tuple(_convert(item, arguments[0]) for item in value)
             if len(arguments) == len(value):
                 return tuple(_convert(item, each) for item, each in zip(value, arguments, strict=True))
+    elif origin is Annotated:
+        if annotation == OpenFloat and isinstance(value, float) and math.isinf(value):
+            return value
+        return _convert(value, arguments[0])
     elif annotation is float:
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
             return float(value)
     elif annotation is type(None):
         if value is None:

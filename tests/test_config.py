@@ -1,6 +1,9 @@
 """Config files, overrides, and what happens to mistakes in them."""
 
+import math
 import pathlib
+import re
+from collections.abc import Mapping
 from typing import Literal
 
 import pytest
@@ -17,8 +20,10 @@ from diffusion_jax.config import (
     variant_words,
     with_changes,
 )
+from diffusion_jax.diffusion.guidance import ClassifierFreeGuidance
 from diffusion_jax.errors import UserError
-from diffusion_jax.schema import Section, convert
+from diffusion_jax.runs.schemas import DIFFUSION_SCHEMA
+from diffusion_jax.schema import OpenFloat, Section, convert
 
 
 def small(
@@ -176,6 +181,37 @@ def test_convert_tells_types_apart():
     for value, annotation in [(1.5, int), (True, float), ("1", int), ([1], tuple[int, int]), (None, str)]:
         with pytest.raises(UserError, match="k="):
             convert("k", value, annotation)
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_only_an_open_number_may_be_infinite(number):
+    message = re.escape(f"optimizer.lr={number!r} must be finite: float")
+    for annotation in (float, float | None):
+        with pytest.raises(UserError, match=message):
+            convert("optimizer.lr", number, annotation)
+    with pytest.raises(UserError, match="must be finite"):
+        convert("ema_widths", (0.1, number), tuple[float, ...])
+    if math.isnan(number):
+        with pytest.raises(UserError, match="must be finite: float"):
+            convert("sampler.s_max", number, OpenFloat)
+    else:
+        assert convert("sampler.s_max", number, OpenFloat) == number
+    assert convert("sampler.s_max", 3, OpenFloat) == 3.0
+
+
+def test_the_keys_that_may_be_infinite_are_those_of_open_ends():
+    """A guidance interval without an upper end, and churn at every noise level; no other key of any part of a run."""
+    open_keys = set()
+    for place, section in DIFFUSION_SCHEMA.items():
+        constructors = section.constructors
+        for part in constructors.values() if isinstance(constructors, Mapping) else [constructors]:
+            keys = section.options(part).items()
+            open_keys |= {f"{place}.{key}" for key, option in keys if "may be infinite" in str(option.annotation)}
+    assert open_keys == {"sampler.s_max", "guidance.interval"}
+    section = Section({"cfg": ClassifierFreeGuidance})
+    assert section.complete("guidance", {"name": "cfg", "interval": (0.3, math.inf)})["interval"] == (0.3, math.inf)
+    with pytest.raises(UserError, match=r"guidance\.cfg_scale=nan must be finite: float$"):
+        section.complete("guidance", {"name": "cfg", "cfg_scale": math.nan})
 
 
 @pytest.mark.parametrize("path", sorted(pathlib.Path("configs").glob("*.py")), ids=lambda path: path.stem)

@@ -12,12 +12,14 @@ and algorithm 3), as nearly as the snapshots allow: the width obtained is stated
 
 from absl import flags
 
+from diffusion_jax.commands.flags import define_float
+
 
 def define_flags(values: flags.FlagValues) -> None:
     """Adds this command's flags to `values`."""
     flags.DEFINE_string("workdir", None, "The run whose snapshots to combine.", flag_values=values)
     flags.DEFINE_string("out", None, "The folder to make.", flag_values=values)
-    flags.DEFINE_float("sigma_rel", None, "Relative width of the average, 0 to 0.28.", flag_values=values)
+    define_float(values, "sigma_rel", None, "Relative width of the average, 0 to 0.28.")
     flags.DEFINE_string("step", "latest", "The step the average stands at.", flag_values=values)
     flags.mark_flags_as_required(["workdir", "out", "sigma_rel"], flag_values=values)
 

@@ -1,6 +1,41 @@
 """Flags that several commands share."""
 
+import math
+
 from absl import flags
+
+
+class _FiniteParser(flags.FloatParser):
+    """Reads a number within bounds; of the words for infinity and NaN, which Python takes for floats, none."""
+
+    def convert(self, argument: float | str) -> float:
+        value = super().convert(argument)
+        if not math.isfinite(value):
+            raise ValueError("must be a finite number")
+        return value
+
+
+def define_float(
+    values: flags.FlagValues,
+    name: str,
+    default: float | None,
+    help: str,
+    lower_bound: float | None = None,
+    upper_bound: float | None = None,
+) -> None:
+    """Adds a flag for a finite number.
+
+    Args:
+      values: where to add it.
+      name: its name.
+      default: its default, or None.
+      help: what it is.
+      lower_bound: the smallest value allowed, None for none.
+      upper_bound: the largest.
+    """
+    flags.DEFINE(
+        _FiniteParser(lower_bound, upper_bound), name, default, help, values, flags.ArgumentSerializer[float]()
+    )
 
 
 def define_process_flags(values: flags.FlagValues) -> None:

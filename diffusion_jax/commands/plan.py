@@ -16,6 +16,8 @@ import json
 
 from absl import flags
 
+from diffusion_jax.commands.flags import define_float
+
 
 def define_flags(values: flags.FlagValues) -> None:
     """Adds this command's flags to `values`."""
@@ -23,7 +25,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("topology", None, "The chips: v5e:16x16, v5e-256, 2xv6e-64, h200x8.", flag_values=values)
     flags.DEFINE_integer("batch", None, "Images per step; by default the config's.", lower_bound=1, flag_values=values)
     flags.DEFINE_integer("classes", None, "Number of classes of the data.", lower_bound=1, flag_values=values)
-    flags.DEFINE_float("mfu", 0.4, "Share of the peak assumed.", 0.01, 1.0, flag_values=values)
+    define_float(values, "mfu", 0.4, "Share of the peak assumed.", 0.01, 1.0)
     flags.DEFINE_bool("sampler", True, "Compile the sampler too.", flag_values=values)
     flags.DEFINE_bool("largest", True, "Look for the largest batch that fits.", flag_values=values)
     flags.DEFINE_bool(

@@ -18,11 +18,12 @@ Everything that the run's config says of sampling can be overridden, for example
 --config.guidance.interval="(0.3, 2.0)"; `diffusion-jax samplers` lists the samplers and their options.
 """
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from diffusion_jax.commands.flags import define_process_flags, start_process
+from diffusion_jax.commands.flags import define_float, define_process_flags, start_process
 
 if TYPE_CHECKING:
     from diffusion_jax.sampling.request import SampleRequest
@@ -43,13 +44,14 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def define_run_flags(values: flags.FlagValues) -> None:
     """Adds the flags that say what to sample from and how."""
-    text, number, real = flags.DEFINE_string, flags.DEFINE_integer, flags.DEFINE_float
+    text, number = flags.DEFINE_string, flags.DEFINE_integer
+    real = functools.partial(define_float, values)
     text("workdir", None, "The run to sample from.", flag_values=values)
     number("num", None, "Number of samples.", lower_bound=1, flag_values=values)
     text("labels", None, "balanced (default), uniform, a range (0-9) or a list (3,3,7).", flag_values=values)
     text("sampler", None, "The sampler; by default the config's.", flag_values=values)
     number("steps", None, "Sampler steps; by default the config's.", lower_bound=1, flag_values=values)
-    real("cfg_scale", None, "Guidance scale, 1 for none; by default the config's.", flag_values=values)
+    real("cfg_scale", None, "Guidance scale, 1 for none; by default the config's.")
     number("seed", 0, "Seed of the samples.", lower_bound=0, upper_bound=2**32 - 1, flag_values=values)
     flags.DEFINE_enum("params", None, ["ema", "raw"], "Which weights; by default the config's.", flag_values=values)
     text("step", "latest", "The checkpoint's step, or latest.", flag_values=values)
@@ -60,12 +62,12 @@ def define_run_flags(values: flags.FlagValues) -> None:
     text("known", None, "A .npz of images and masks: pixels that the samples keep.", flag_values=values)
     text("guide_workdir", None, "A weaker run of the same kind for autoguidance.", flag_values=values)
     text("guide_step", "latest", "Its checkpoint's step.", flag_values=values)
-    real("guide_scale", 2.0, "Autoguidance scale, 1 for none.", flag_values=values)
+    real("guide_scale", 2.0, "Autoguidance scale, 1 for none.")
     text("classifier_workdir", None, "A run that trained a noisy classifier to guide by.", flag_values=values)
     text("classifier_step", "latest", "Its checkpoint's step.", flag_values=values)
-    real("classifier_scale", 1.0, "Factor of the classifier's gradient.", flag_values=values)
+    real("classifier_scale", 1.0, "Factor of the classifier's gradient.")
     text("similarity", None, "A function of your own to guide by, package.module:function.", flag_values=values)
-    real("similarity_scale", 1.0, "Factor of its gradient.", flag_values=values)
+    real("similarity_scale", 1.0, "Factor of its gradient.")
     define_process_flags(values)
 
 

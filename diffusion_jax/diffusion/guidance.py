@@ -17,10 +17,11 @@ from diffusion_jax.diffusion.denoiser import Guided, Model, conditional, network
 from diffusion_jax.diffusion.point import Array, Point
 from diffusion_jax.errors import UserError
 from diffusion_jax.parallel.platform import platform
+from diffusion_jax.schema import OpenFloat
 
 Channels = Literal["all", "first3"]
 Batching = Literal["auto", "joint", "separate"]
-Interval = tuple[float, float] | None
+Interval = tuple[OpenFloat, OpenFloat] | None
 
 
 def extrapolate(weak: Array, strong: Array, scale: float, guided_channels: Channels, channels: int) -> Array:

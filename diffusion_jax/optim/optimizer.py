@@ -25,8 +25,11 @@ def learning_rate(lr: float, schedule: ScheduleName, warmup_steps: int, decay_st
       A function of the integer step.
 
     Raises:
-      UserError: a decaying schedule without an end after the warm-up.
+      UserError: a decaying schedule without an end after the warm-up, or a negative rate or warm-up.
     """
+    if not lr >= 0 or warmup_steps < 0:
+        name, value = ("warmup_steps", warmup_steps) if warmup_steps < 0 else ("lr", lr)
+        raise UserError(f"optimizer.{name}={value}: must be at least 0")
     if schedule == "constant":
         after = optax.constant_schedule(lr)
     else:
@@ -73,8 +76,12 @@ def adamw(
 
     Returns:
       The transformation, and the learning rate as a function of the step.
+
+    Raises:
+      UserError: a value out of its range.
     """
     rate = learning_rate(lr, schedule, warmup_steps, decay_steps)
+    _check_ranges(eps, weight_decay, clip_norm, b1=b1, b2=b2)
     return _clipped(clip_norm, optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)), rate
 
 
@@ -113,8 +120,14 @@ def muon(
 
     Returns:
       The transformation, and the learning rate as a function of the step.
+
+    Raises:
+      UserError: a value out of its range.
     """
     rate = learning_rate(lr, schedule, warmup_steps, decay_steps)
+    _check_ranges(eps, weight_decay, clip_norm, b1=b1, b2=b2, momentum=momentum)
+    if newton_schulz_steps < 1:
+        raise UserError(f"optimizer.newton_schulz_steps={newton_schulz_steps}: must be at least 1")
     transformation = optax.contrib.muon(
         rate,
         ns_steps=newton_schulz_steps,
@@ -128,6 +141,18 @@ def muon(
         consistent_rms=0.2,
     )
     return _clipped(clip_norm, transformation), rate
+
+
+def _check_ranges(eps: float, weight_decay: float, clip_norm: float | None, **decays: float) -> None:
+    """Raises a `UserError` for values with which no optimizer descends."""
+    for name, value in (("eps", eps), ("weight_decay", weight_decay)):
+        if not value >= 0:
+            raise UserError(f"optimizer.{name}={value}: must be at least 0")
+    for name, value in decays.items():
+        if not 0 <= value < 1:
+            raise UserError(f"optimizer.{name}={value}: must be at least 0 and below 1")
+    if clip_norm is not None and not clip_norm > 0:
+        raise UserError(f"optimizer.clip_norm={clip_norm}: must be positive, or None to clip nothing")
 
 
 def _clipped(clip_norm: float | None, transformation: optax.GradientTransformation) -> optax.GradientTransformation:

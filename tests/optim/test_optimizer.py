@@ -8,6 +8,7 @@ import pytest
 
 from diffusion_jax.config import complete
 from diffusion_jax.data.facts import DatasetFacts
+from diffusion_jax.errors import UserError
 from diffusion_jax.models.backbones import abstract_backbone
 from diffusion_jax.models.conditioning.parts import ConditioningSpec
 from diffusion_jax.optim.hidden_matrices import hidden_matrices
@@ -242,3 +243,27 @@ def test_gradients_are_clipped_before_all_else(two_gradients):
     for name in ("kernel", "bias"):
         np.testing.assert_allclose(ours[name], want[name], rtol=1e-3, atol=1e-4)
     assert np.abs(ours["bias"] - second_update(two_gradients)["bias"]).max() > 0.01
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr": -1.0}, r"^optimizer\.lr=-1\.0: must be at least 0$"),
+        ({"warmup_steps": -1}, r"^optimizer\.warmup_steps=-1: must be at least 0$"),
+        ({"b1": 1.0}, r"^optimizer\.b1=1\.0: must be at least 0 and below 1$"),
+        ({"b2": -0.1}, r"^optimizer\.b2=-0\.1: must be at least 0 and below 1$"),
+        ({"eps": -1e-8}, r"^optimizer\.eps=-1e-08: must be at least 0$"),
+        ({"weight_decay": -0.1}, r"^optimizer\.weight_decay=-0\.1: must be at least 0$"),
+        ({"clip_norm": 0.0}, r"^optimizer\.clip_norm=0\.0: must be positive, or None to clip nothing$"),
+    ],
+)
+def test_values_with_which_nothing_descends_are_refused(name, options, message):
+    with pytest.raises(UserError, match=message):
+        OPTIMIZERS[name](**options)
+
+
+def test_values_of_muon_alone_are_in_range_too():
+    for options in ({"momentum": 1.0}, {"newton_schulz_steps": 0}):
+        with pytest.raises(UserError, match=rf"^optimizer\.{next(iter(options))}="):
+            OPTIMIZERS["muon"](**options)

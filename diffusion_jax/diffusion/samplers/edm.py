@@ -15,6 +15,7 @@ from diffusion_jax.diffusion.point import Point
 from diffusion_jax.diffusion.samplers.base import points
 from diffusion_jax.diffusion.samplers.general_linear import Call, GeneralLinear, Rows, Weights, pick, rows
 from diffusion_jax.errors import UserError
+from diffusion_jax.schema import OpenFloat
 
 Method = Literal["euler", "heun"]
 
@@ -45,7 +46,7 @@ class EDM(GeneralLinear):
     kappa_min: float | None = None
     s_churn: float = 0.0
     s_min: float = 0.0
-    s_max: float = math.inf
+    s_max: OpenFloat = math.inf
     s_noise: float = 1.0
 
     name: ClassVar[str] = "edm"

@@ -36,6 +36,7 @@ def train(workdir, how=None, **words):
     return dj.train("configs/digits.py:smoke", workdir, overrides, **(how or {}))
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast:RuntimeWarning")
 def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     with pytest.raises(
         UserError, match=r"^the weights after step 1 are not finite: stopped, and no good checkpoint was"

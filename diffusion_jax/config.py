@@ -11,7 +11,7 @@ from absl import flags
 from ml_collections import config_dict, config_flags
 
 from diffusion_jax.errors import UserError, did_you_mean
-from diffusion_jax.schema import Section
+from diffusion_jax.schema import Options, Section
 
 Schema = Mapping[str, Section]
 OVERRIDE = "--config."
@@ -59,9 +59,7 @@ def one_of(words: Sequence[str], choices: Iterable[str], default: str) -> str:
     return named[0] if named else default
 
 
-def with_changes(
-    config: Mapping[str, Mapping[str, Any]], changes: Mapping[str, Mapping[str, Any]]
-) -> dict[str, dict[str, Any]]:
+def with_changes(config: Mapping[str, Options], changes: Mapping[str, Options]) -> dict[str, Options]:
     """A config with some keys set otherwise.
 
     Args:

@@ -7,6 +7,9 @@ import numpy as np
 
 from diffusion_jax.errors import UserError
 
+Json = dict[str, Any]
+"""What is read from or written to a file of JSON."""
+
 Record = Mapping[str, Any]
 """One image and what is known of it, by the name of the field."""
 
@@ -81,11 +84,11 @@ def check_record(record: Record, spec: RecordSpec, name: str) -> None:
             raise UserError(f"{name}: '{key}' is {found.dtype} {found.shape}, not {field.dtype} {field.shape}")
 
 
-def spec_to_json(spec: RecordSpec) -> dict[str, Any]:
+def spec_to_json(spec: RecordSpec) -> Json:
     """What `spec_from_json` reads."""
     return {name: {"shape": list(field.shape), "dtype": field.dtype} for name, field in spec.items()}
 
 
-def spec_from_json(values: Mapping[str, Any]) -> dict[str, Field]:
+def spec_from_json(values: Json) -> dict[str, Field]:
     """The inverse of `spec_to_json`."""
     return {name: Field(tuple(field["shape"]), field["dtype"]) for name, field in values.items()}

@@ -11,6 +11,9 @@ from typing import Annotated, Any
 from diffusion_jax.errors import UserError, did_you_mean
 from diffusion_jax.imports import import_class
 
+Options = Mapping[str, Any]
+"""Keys of a config section with their values."""
+
 REQUIRED = inspect.Parameter.empty
 
 # A float that may be infinite, such as the open end of an interval; NaN it may not be.
@@ -53,7 +56,7 @@ class Section:
     changeable: frozenset[str] = frozenset()
     free: frozenset[str] = frozenset()
 
-    def constructor(self, place: str, values: Mapping[str, Any]) -> Callable[..., Any]:
+    def constructor(self, place: str, values: Options) -> Callable[..., Any]:
         """The constructor that the section's values ask for; `UserError` if there is none of that name."""
         if not isinstance(self.constructors, Mapping):
             return self.constructors
@@ -77,7 +80,7 @@ class Section:
             if name not in self.context
         }
 
-    def complete(self, place: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    def complete(self, place: str, values: Options) -> dict[str, Any]:
         """Checks a section and adds the defaults of the keys it does not mention.
 
         Args:
@@ -106,7 +109,7 @@ class Section:
             complete[key] = convert(f"{place}.{key}", value, option.annotation)
         return complete
 
-    def build(self, place: str, values: Mapping[str, Any], **context: Any) -> Any:
+    def build(self, place: str, values: Options, **context: Any) -> Any:
         """Calls the constructor that a completed section names.
 
         Args:
@@ -137,7 +140,7 @@ def _parameters(constructor: Callable[..., Any]) -> dict[str, inspect.Parameter]
     }
 
 
-def _title(place: str, values: Mapping[str, Any]) -> str:
+def _title(place: str, values: Options) -> str:
     return f"{place} '{values['name']}'" if "name" in values else f"section '{place}'"
 
 

@@ -1,11 +1,9 @@
 """The tiny forms of the parts a config names, one for each kind of part."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from diffusion_jax.config import with_changes
-
-Options = Mapping[str, Any]
+from diffusion_jax.schema import Options
 
 TINY_MODELS: Mapping[str, Options] = {
     "ascend": {
@@ -64,7 +62,7 @@ SHAPES: Options = {"name": "shapes:images=64", "image_size": 16, "crop": "adm"}
 DRAWING: Mapping[str, Options] = {"sampler": {"steps": 2}, "sample": {"batch_size": 8, "grid": 8}}
 
 
-def tiny_options(name: str) -> dict[str, Any]:
+def tiny_options(name: str) -> Options:
     """The options of a tiny model that has all kinds of its backbone's blocks.
 
     Args:
@@ -76,7 +74,7 @@ def tiny_options(name: str) -> dict[str, Any]:
     return {**TINY_MODELS[name], **TWO_LEVELS.get(name, {})}
 
 
-def smoke_form(config: Mapping[str, Options], **changes: Options) -> dict[str, dict[str, Any]]:
+def smoke_form(config: Mapping[str, Options], **changes: Options) -> dict[str, Options]:
     """A config made small enough to train two steps on a CPU, of data that are always there.
 
     Args:

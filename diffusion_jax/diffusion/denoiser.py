@@ -9,10 +9,12 @@ from diffusion_jax.diffusion.point import Array, Point, align
 from diffusion_jax.diffusion.predictions import Prediction
 from diffusion_jax.diffusion.transforms import Transform
 
-# (x [B, ..., C], timestep [B], cond pytree) -> [B, ..., output channels]
-Model = Callable[[Array, Array, Any], Array]
+# What a network is told beside x and the time: a pytree of arrays [B, ...], which nothing here looks into.
+Condition = Any
+# (x [B, ..., C], timestep [B], condition) -> [B, ..., output channels]
+Model = Callable[[Array, Array, Condition], Array]
 # (x, point, cond) -> raw output: a model that takes a point of the path instead of a timestep.
-Network = Callable[[Array, Point, Any], Array]
+Network = Callable[[Array, Point, Condition], Array]
 # (x, point) -> raw output: a network whose conditions are settled.
 Guided = Callable[[Array, Point], Array]
 
@@ -43,14 +45,14 @@ Denoise = Callable[[Array, Point], Denoised]
 def network(model: Model) -> Network:
     """Lets a model be called at a point of the path; the output has the dtype of x, whatever the model computes in."""
 
-    def call(x: Array, point: Point, cond: Any) -> Array:
+    def call(x: Array, point: Point, cond: Condition) -> Array:
         timestep = jnp.broadcast_to(point.timestep, x.shape[:1]).astype(x.dtype)  # B
         return model(x, timestep, cond).astype(x.dtype)
 
     return call
 
 
-def conditional(model: Model, cond: Any = None) -> Guided:
+def conditional(model: Model, cond: Condition = None) -> Guided:
     """The model under one condition, without guidance."""
     call = network(model)
     return lambda x, point: call(x, point, cond)

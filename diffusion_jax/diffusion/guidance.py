@@ -7,13 +7,13 @@ autoguidance of two guided networks, an interval around either. The scale s has 
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from diffusion_jax.diffusion.checks import check_choice
-from diffusion_jax.diffusion.denoiser import Guided, Model, conditional, network
+from diffusion_jax.diffusion.denoiser import Condition, Guided, Model, conditional, network
 from diffusion_jax.diffusion.point import Array, Point
 from diffusion_jax.errors import UserError
 from diffusion_jax.parallel.platform import platform
@@ -131,7 +131,7 @@ class ClassifierFreeGuidance:
         if not 0 <= self.rescale <= 1:
             raise UserError(f"guidance: rescale must lie in [0, 1], not {self.rescale}")
 
-    def __call__(self, model: Model, cond: Any, null_cond: Any = None) -> Guided:
+    def __call__(self, model: Model, cond: Condition, null_cond: Condition = None) -> Guided:
         """Combines the conditional and the null output.
 
         Args:
@@ -164,7 +164,7 @@ class ClassifierFreeGuidance:
         return within_interval(guided, conditional(model, cond), self.interval)
 
 
-def _side_by_side(model: Model, cond: Any, null_cond: Any) -> Callable[[Array, Point], tuple[Array, Array]]:
+def _side_by_side(model: Model, cond: Condition, null_cond: Condition) -> Callable[[Array, Point], tuple[Array, Array]]:
     """The outputs for both conditions in one call of the doubled batch."""
     call = network(model)
 
@@ -183,7 +183,9 @@ def _side_by_side(model: Model, cond: Any, null_cond: Any) -> Callable[[Array, P
     return outputs
 
 
-def _one_after_the_other(model: Model, cond: Any, null_cond: Any) -> Callable[[Array, Point], tuple[Array, Array]]:
+def _one_after_the_other(
+    model: Model, cond: Condition, null_cond: Condition
+) -> Callable[[Array, Point], tuple[Array, Array]]:
     """The outputs for both conditions in a call each."""
     with_cond, with_null = conditional(model, cond), conditional(model, null_cond)
 

@@ -1,7 +1,7 @@
 """An adaptive Runge-Kutta integrator in which every sample of the batch has its own step size."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +20,14 @@ _A[5, :5] = [9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656]
 _A[6, :6] = [35 / 384, 0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84]
 _ERROR = _A[6] - np.array([5179 / 57600, 0, 7571 / 16695, 393 / 640, -92097 / 339200, 187 / 2100, 1 / 40])
 
+State = TypeVar("State")
+# y, time [B], step size [B], slope, attempts
+Carry = tuple[State, Array, Array, State, Array]
+
 SAFETY, SMALLEST, LARGEST = 0.9, 0.2, 10.0
 
 
-class Solution(NamedTuple):
+class Solution(NamedTuple, Generic[State]):
     """Where the integration ended.
 
     Attributes:
@@ -35,7 +39,7 @@ class Solution(NamedTuple):
       steps: scalar int, step attempts of the slowest sample.
     """
 
-    y: Any
+    y: State
     time: Array
     finished: Array
     stuck: Array
@@ -47,7 +51,7 @@ def too_small(h: Array, span: float) -> Array:
     return ~(h >= float(jnp.finfo(h.dtype).eps) * span)  # of NaN too
 
 
-def error_ratio(error: Any, before: Any, after: Any, rtol: float, atol: float) -> Array:
+def error_ratio(error: State, before: State, after: State, rtol: float, atol: float) -> Array:
     """Root mean square over all entries of a sample of error/(atol + rtol · max|y|): [B]."""
 
     def squares(e: Array, a: Array, b: Array) -> tuple[Array, int]:
@@ -63,14 +67,14 @@ def error_ratio(error: Any, before: Any, after: Any, rtol: float, atol: float) -
 
 
 def dopri5(
-    velocity: Callable[[Any, Array], Any],
-    y: Any,
+    velocity: Callable[[State, Array], State],
+    y: State,
     start: float,
     end: float,
     rtol: float = 1e-5,
     atol: float = 1e-5,
     max_steps: int = 10_000,
-) -> Solution:
+) -> Solution[State]:
     """Integrates dy/dt = velocity(y, t) with the Dormand-Prince pair of orders 5 and 4.
 
     Each sample accepts, rejects and stretches its own steps, so its result does not depend on its batch; the program
@@ -98,11 +102,11 @@ def dopri5(
     # Times closer than this to the end are the end.
     resolution = 8 * float(jnp.finfo(dtype).eps) * abs(end - start)
 
-    def weighted(weights: Array, slopes: Any) -> Any:
+    def weighted(weights: Array, slopes: State) -> State:
         # A product and a sum, not a matrix product, which accelerators round to fewer bits.
         return jax.tree.map(lambda k: jnp.sum(align(weights, k) * k, axis=0), slopes)
 
-    def move(y: Any, h: Array, rate: Any) -> Any:
+    def move(y: State, h: Array, rate: State) -> State:
         return jax.tree.map(lambda u, v: u + align(direction * h, u) * v, y, rate)
 
     def remaining(time: Array) -> Array:
@@ -111,17 +115,17 @@ def dopri5(
     def stuck(time: Array, h: Array) -> Array:
         return (remaining(time) > resolution) & too_small(h, abs(end - start))
 
-    def unfinished(carry: Any) -> Array:
+    def unfinished(carry: Carry) -> Array:
         _, time, h, _, attempts = carry
         return jnp.any((remaining(time) > resolution) & ~stuck(time, h)) & (attempts < max_steps)
 
-    def attempt(carry: Any) -> Any:
+    def attempt(carry: Carry) -> Carry:
         y, time, h, slope, attempts = carry
         alive = ~stuck(time, h)  # a sample that gave up stays where it is, however long the others take
         h = jnp.minimum(h, remaining(time).clip(0))
         slopes = jax.tree.map(lambda k: jnp.zeros((7, *k.shape), k.dtype).at[0].set(k), slope)  # 7, B, ...
 
-        def stage(i: Array, slopes: Any) -> Any:
+        def stage(i: Array, slopes: State) -> State:
             k = velocity(move(y, h, weighted(a[i], slopes)), time + direction * c[i] * h)
             return jax.tree.map(lambda all_k, k: all_k.at[i].set(k), slopes, k)
 

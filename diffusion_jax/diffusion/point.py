@@ -4,7 +4,7 @@ The path is docs/diffusion.md, eq. 1; its forward SDE docs/diffusion.md, eq. 3.
 """
 
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,8 @@ import numpy as np
 
 # A float64 NumPy array where coefficients are built on the host, a JAX array (float32 in training) inside a program.
 Array = Any
+
+Tree = TypeVar("Tree")
 
 
 def namespace(array: Array) -> ModuleType:
@@ -111,6 +113,6 @@ class Point(NamedTuple):
         return 2 * safe_ratio(self.sigma * self.delta, self.alpha)
 
 
-def align(tree: Any, x: Array) -> Any:
+def align(tree: Tree, x: Array) -> Tree:
     """Reshapes the [B] leaves of `tree` to [B, 1, …] so that they broadcast against `x` [B, …]; scalars stay."""
     return jax.tree.map(lambda leaf: leaf.reshape(leaf.shape + (1,) * (x.ndim - 1)) if np.ndim(leaf) else leaf, tree)

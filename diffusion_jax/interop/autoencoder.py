@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -17,6 +16,8 @@ from diffusion_jax.interop.mapping import load_state_dict
 from diffusion_jax.interop.readers import open_state_dict
 from diffusion_jax.models.autoencoder.autoencoder import AUTOENCODERS, Autoencoder, AutoencoderKL, AutoencoderVQ
 from diffusion_jax.models.autoencoder.first_stage import KLFirstStage, VQFirstStage
+from diffusion_jax.records import Json
+from diffusion_jax.schema import Options
 
 AnyFirstStage = TypeVar("AnyFirstStage", KLFirstStage, VQFirstStage)
 
@@ -38,7 +39,7 @@ TRAINING_ONLY = (
 )
 
 # What a diffusers AutoencoderKL takes for the keys that its config.json, often written by an older release, lacks.
-DIFFUSERS_DEFAULTS: dict[str, Any] = {
+DIFFUSERS_DEFAULTS: Json = {
     "in_channels": 3,
     "out_channels": 3,
     "down_block_types": ["DownEncoderBlock2D"],
@@ -118,7 +119,7 @@ def load_first_stage(first_stage: AnyFirstStage, path: str) -> AnyFirstStage:
     return dataclasses.replace(first_stage, autoencoder=autoencoder)
 
 
-def diffusers_kwargs(config: Mapping[str, Any], place: str) -> dict[str, Any]:
+def diffusers_kwargs(config: Json, place: str) -> Options:
     """The arguments of `AutoencoderKL` for a diffusers configuration.
 
     Args:
@@ -168,7 +169,7 @@ def _locate(path: epath.Path) -> tuple[epath.Path, epath.Path | None]:
     return folder / "diffusion_pytorch_model.safetensors", folder / "config.json"
 
 
-def _read(config_file: epath.Path) -> dict[str, Any]:
+def _read(config_file: epath.Path) -> Json:
     if not config_file.is_file():
         raise UserError(f"no '{config_file}': {PUBLISHED}")
     try:

@@ -11,7 +11,7 @@ from diffusion_jax.interop.mapping import Entry, load_state_dict
 from diffusion_jax.interop.unet import unet_entries
 from diffusion_jax.interop.uvit import uvit_entries
 from diffusion_jax.models.backbones import abstract_backbone
-from diffusion_jax.models.conditioning.encoders import Conditioned
+from diffusion_jax.models.conditioning.encoders import Backbone, Conditioned
 from diffusion_jax.models.conditioning.parts import UNCONDITIONAL, ConditioningSpec
 
 
@@ -38,7 +38,9 @@ OFFICIAL_NAMES: Mapping[str, OfficialNames] = {
 """The name tables, by backbone."""
 
 
-def fill_backbone(kind: str, module: Any, state_dict: Mapping[str, np.ndarray], *, source: str = "state dict") -> Any:
+def fill_backbone(
+    kind: str, module: Backbone, state_dict: Mapping[str, np.ndarray], *, source: str = "state dict"
+) -> Backbone:
     """Fills a backbone with official weights.
 
     Args:
@@ -71,7 +73,7 @@ def load_backbone(
     out_channels: int,
     conditioning: ConditioningSpec = UNCONDITIONAL,
     **config: Any,
-) -> Any:
+) -> Backbone:
     """Builds a backbone and fills it with official weights.
 
     Args:

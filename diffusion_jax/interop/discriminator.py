@@ -1,7 +1,8 @@
 """What the LDM code calls the parameters and statistics of its discriminator."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+
+import numpy as np
 
 from diffusion_jax.interop.mapping import Entry, PerChannel, conv, load_state_dict, norm
 from diffusion_jax.models.autoencoder.discriminator import BatchNorm, NormStats, PatchDiscriminator
@@ -31,7 +32,7 @@ def stats_entries(stats: Sequence[NormStats]) -> list[Entry]:
 
 
 def load_discriminator(
-    model: PatchDiscriminator, state_dict: Mapping[str, Any], source: str = "state dict"
+    model: PatchDiscriminator, state_dict: Mapping[str, np.ndarray], source: str = "state dict"
 ) -> tuple[PatchDiscriminator, tuple[NormStats, ...]]:
     """Fills a discriminator and its running statistics.
 

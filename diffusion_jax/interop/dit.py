@@ -9,6 +9,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.interop.mapping import ConvAsLinear, Entry, conv, linear, norm
 from diffusion_jax.models.dit.dit import DiT
 from diffusion_jax.models.layers.embeddings import sincos_2d
+from diffusion_jax.models.layers.norms import LayerNorm, RMSNorm
 
 UNUSED = ("pos_embed", "feat_rope.*", "projectors.*")
 """Official names that a model may have no use for: constants, and a projector that only training needs."""
@@ -75,7 +76,7 @@ def _projector_entries() -> list[Entry]:
     return [entry for theirs, ours in layers.items() for entry in linear(theirs, f"projector/{ours}")]
 
 
-def _norm(theirs: str, ours: str, layer: Any) -> list[Entry]:
+def _norm(theirs: str, ours: str, layer: LayerNorm | RMSNorm) -> list[Entry]:
     return norm(theirs, ours, bias=hasattr(layer, "bias")) if hasattr(layer, "scale") else []
 
 

@@ -5,7 +5,6 @@ the official code takes 10000^(−i/128), and before the MLP the norm_eps of its
 """
 
 import json
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
@@ -18,6 +17,8 @@ from diffusion_jax.interop.mapping import ConvAsLinear, Entry, conv, linear, loa
 from diffusion_jax.interop.readers import open_state_dict
 from diffusion_jax.models.conditioning.parts import ConditioningSpec
 from diffusion_jax.models.dit.dit import DiT
+from diffusion_jax.records import Json
+from diffusion_jax.schema import Options
 
 PUBLISHED = (
     "DiT is published for diffusers on huggingface.co as facebook/DiT-XL-2-256 and facebook/DiT-XL-2-512; name the "
@@ -68,7 +69,7 @@ def diffusers_dit_entries(model: DiT) -> list[Entry]:
     ]
 
 
-def diffusers_dit_config(model: DiT) -> dict[str, Any]:
+def diffusers_dit_config(model: DiT) -> Json:
     """The config.json of a DiT for diffusers.
 
     A model with freq_denominator 128 is another function there; see the module's docstring.
@@ -101,7 +102,7 @@ def diffusers_dit_config(model: DiT) -> dict[str, Any]:
     }
 
 
-def diffusers_dit_options(config: Mapping[str, Any], function: Literal["official", "diffusers"]) -> dict[str, Any]:
+def diffusers_dit_options(config: Json, function: Literal["official", "diffusers"]) -> Options:
     """The constructor arguments of a DiT described by a config.json of diffusers.
 
     Args:

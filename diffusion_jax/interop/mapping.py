@@ -17,15 +17,16 @@ Our parameters go by the names that partition rules use: attributes and list pos
 import dataclasses
 import fnmatch
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import jax
 import numpy as np
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.parallel.partition import path_name
+from diffusion_jax.parallel.partition import PyTree, path_name
 
 Module = TypeVar("Module")
+Leaf = jax.Array | jax.ShapeDtypeStruct
 
 
 class Conversion(Protocol):
@@ -183,7 +184,7 @@ def _layer(
     return entries
 
 
-def parameter_paths(module: Any) -> dict[str, Any]:
+def parameter_paths(module: PyTree) -> dict[str, Leaf]:
     """The array leaves of a module by path, in tree order.
 
     Args:
@@ -229,7 +230,7 @@ def load_state_dict(
     return jax.tree_util.tree_map_with_path(lambda path, _: loaded[path_name(path)], module)
 
 
-def dump_state_dict(module: Any, entries: Iterable[Entry]) -> dict[str, np.ndarray]:
+def dump_state_dict(module: PyTree, entries: Iterable[Entry]) -> dict[str, np.ndarray]:
     """Writes a module as a foreign state dict; the inverse of `load_state_dict`.
 
     Args:
@@ -259,7 +260,7 @@ def dump_state_dict(module: Any, entries: Iterable[Entry]) -> dict[str, np.ndarr
     return state_dict
 
 
-def _check_table(module: Any, entries: Sequence[Entry]) -> dict[str, Any]:
+def _check_table(module: PyTree, entries: Sequence[Entry]) -> dict[str, Leaf]:
     """Returns the leaves by path; raises unless each has one entry and no name of theirs is used twice."""
     leaves = parameter_paths(module)
     covered = [entry.ours for entry in entries]
@@ -271,7 +272,7 @@ def _check_table(module: Any, entries: Sequence[Entry]) -> dict[str, Any]:
     return leaves
 
 
-def _their_names(entry: Entry, leaf: Any) -> Iterator[str]:
+def _their_names(entry: Entry, leaf: Leaf) -> Iterator[str]:
     for i in range(leaf.shape[0] if entry.stacked else 1):
         yield from (name.replace("{i}", str(i)) for name in (*entry.parts, *entry.copies))
 
@@ -290,7 +291,7 @@ def _check_names(wanted: list[str], spare: list[str], state_dict: Mapping[str, n
         raise UserError(f"{source} {' and '.join(faults)}: not the weights of this model; check the configuration")
 
 
-def _import(entry: Entry, leaf: Any, state_dict: Mapping[str, np.ndarray], source: str) -> jax.Array:
+def _import(entry: Entry, leaf: Leaf, state_dict: Mapping[str, np.ndarray], source: str) -> jax.Array:
     layer_shape = leaf.shape[1:] if entry.stacked else leaf.shape
     # A broadcast scalar takes no memory, and every transform answers with a view of it.
     joined_shape = entry.transform.inverse(np.broadcast_to(np.float32(0), layer_shape)).shape

@@ -24,14 +24,15 @@ class Name(NamedTuple):
 class Opaque:
     """An object that a table allows but no reader of weights needs: it takes what a file gives it and keeps nothing."""
 
-    def __init__(self, *_: Any):
+    def __init__(self, *_: object):
         pass
 
-    def build(self, state: Any) -> None:
+    def build(self, state: object) -> None:
         """Passes over the state."""
 
 
 Constructor = Callable[..., Any]
+Persistent = Callable[[Any], object]
 
 # What a stream that is no pickle makes of the interpreter's stack.
 DAMAGE = (ValueError, IndexError, KeyError, TypeError, AttributeError, EOFError, OverflowError)
@@ -50,7 +51,7 @@ def read_pickle(
     stream: IO[bytes],
     names: Mapping[Name, Constructor | None],
     source: str,
-    persistent: Callable[[Any], Any] | None = None,
+    persistent: Persistent | None = None,
 ) -> Any:
     """Reads one pickle and leaves the stream behind it.
 
@@ -80,7 +81,7 @@ def read_pickle(
 class _Machine:
     """The stack and the memo of one pickle."""
 
-    def __init__(self, names: Mapping[Name, Constructor | None], source: str, persistent: Callable[[Any], Any] | None):
+    def __init__(self, names: Mapping[Name, Constructor | None], source: str, persistent: Persistent | None):
         self.names = names
         self.source = source
         self.persistent = persistent
@@ -173,7 +174,7 @@ class _Machine:
             )
         return name
 
-    def _call(self, function: Any, arguments: Any) -> Any:
+    def _call(self, function: object, arguments: object) -> object:
         if not isinstance(function, Name) or not isinstance(arguments, tuple):
             raise UserError(f"{self.source}: calls a {type(function).__name__}, which is no function")
         constructor = self.names.get(function, self.names.get(Name(function.module.partition(".")[0], "*")))
@@ -182,6 +183,6 @@ class _Machine:
         return constructor(*arguments)
 
 
-def _pairs(items: Iterable[Any]) -> dict[Any, Any]:
+def _pairs(items: Iterable[object]) -> dict[object, object]:
     items = list(items)
     return dict(zip(items[::2], items[1::2], strict=True))

@@ -54,7 +54,7 @@ class Storage:
 class Tensor:
     """A view of a storage; offset and strides count numbers, not bytes."""
 
-    def __init__(self, storage: Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any):
+    def __init__(self, storage: Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: object):
         if not isinstance(storage, Storage) or len(shape) != len(strides) or min((offset, *shape, *strides)) < 0:
             raise ValueError("a tensor of no sensible shape")
         self.storage, self.offset, self.shape, self.strides = storage, offset, tuple(shape), tuple(strides)
@@ -121,10 +121,10 @@ def read_torch_file(path: epath.PathLike, section: str | None = None) -> dict[st
         raise UserError(f"{source}: is damaged ({error}); fetch it again") from error
 
 
-def _state_dicts(content: Any) -> dict[str, dict[str, Tensor]]:
+def _state_dicts(content: object) -> dict[str, dict[str, Tensor]]:
     """The dicts of tensors in a file: itself, named "", or those one level below."""
 
-    def tensors(thing: Any) -> dict[str, Tensor]:
+    def tensors(thing: object) -> dict[str, Tensor]:
         items = thing.items() if isinstance(thing, dict) else ()
         return {name: value for name, value in items if isinstance(name, str) and isinstance(value, Tensor)}
 
@@ -135,7 +135,7 @@ def _state_dicts(content: Any) -> dict[str, dict[str, Tensor]]:
     return {name: inner for name, value in content.items() if isinstance(name, str) and (inner := tensors(value))}
 
 
-def _read(path: epath.PathLike, source: str) -> Any:
+def _read(path: epath.PathLike, source: str) -> object:
     try:
         copy = local_copy(path)
         with open(copy, "rb") as file:
@@ -161,7 +161,7 @@ def _storage_reader(storages: dict[str, Storage]) -> Callable[[Any], Storage]:
     return storage
 
 
-def _read_archive(path: pathlib.Path, data: mmap.mmap, source: str) -> Any:
+def _read_archive(path: pathlib.Path, data: mmap.mmap, source: str) -> object:
     """The zip format: data.pkl, and one file per storage, not compressed."""
     storages: dict[str, Storage] = {}
     try:
@@ -194,7 +194,7 @@ def _member(archive: zipfile.ZipFile, data: mmap.mmap, name: str, storage: Stora
     return _slice(data, start, size)
 
 
-def _read_stream(data: mmap.mmap, source: str) -> Any:
+def _read_stream(data: mmap.mmap, source: str) -> object:
     """The older format: five pickles (magic number, version, system, content, order of storages), then the storages."""
     storages: dict[str, Storage] = {}
     stream: Any = data  # has the `read` and `readline` that pickles need

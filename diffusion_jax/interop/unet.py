@@ -1,12 +1,11 @@
 """UNets under the parameter names of the LDM code, which are those of ADM, IDDPM and their classifiers."""
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 
 from diffusion_jax.interop.mapping import LINEAR, ConvAsLinear, Entry, conv, linear, norm
-from diffusion_jax.models.layers.transformer import CrossAttention
+from diffusion_jax.models.layers.transformer import CrossAttention, Linear
 from diffusion_jax.models.unet.blocks import Block, Encoder, Resampler
 from diffusion_jax.models.unet.noisy_classifier import NoisyClassifier
 from diffusion_jax.models.unet.residual_block import ResBlock
@@ -178,7 +177,7 @@ def spatial_transformer_entries(model: SpatialTransformer, theirs: str = "", our
     return entries + _fused(second, ("to_q", "to_k", "to_v"), f"{ours}blocks/attn2/qkv", blocks.attn2.qkv)
 
 
-def _fused(theirs: str, parts: tuple[str, ...], ours: str, layer: Any) -> list[Entry]:
+def _fused(theirs: str, parts: tuple[str, ...], ours: str, layer: Linear) -> list[Entry]:
     names = tuple(f"{theirs}.{part}" for part in parts)
     # The leading axes are those of the stack of blocks and of the input.
     return linear(names, ours, bias=layer.bias is not None, out_features=layer.kernel.shape[2:])

@@ -9,7 +9,7 @@ business of a backbone: `conditioned` builds it for the channels of both and con
 A backbone outside this library goes by "package.module:Class" (docs/new_backbone.md).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from diffusion_jax.models.ascend.ascend import ASCEND
-from diffusion_jax.models.conditioning.encoders import conditioned
+from diffusion_jax.models.conditioning.encoders import Backbone, conditioned
 from diffusion_jax.models.conditioning.parts import ConditioningSpec
 from diffusion_jax.models.dit.dit import DiT
 from diffusion_jax.models.dit.ldm_transformer import LDMTransformer
@@ -27,7 +27,7 @@ from diffusion_jax.models.unet.unet import UNet
 from diffusion_jax.models.uvit.iuvit import IUViT
 from diffusion_jax.models.uvit.uvit import UViT
 
-BACKBONES: Mapping[str, Any] = {
+BACKBONES: Mapping[str, Callable[..., Backbone]] = {
     "ascend": ASCEND,
     "dit": DiT,
     "iuvit": IUViT,
@@ -44,7 +44,7 @@ def make_backbone(
     input_shape: tuple[int, int, int],
     conditioning: ConditioningSpec,
     **options: Any,
-) -> Any:
+) -> Backbone:
     """A backbone at initialisation; `key` decides its weights, the other arguments are those of `abstract_backbone`."""
     return conditioned(partial(BACKBONES[name], **options, rngs=nnx.Rngs(key)), input_shape, conditioning)
 
@@ -56,7 +56,7 @@ def abstract_backbone(
     out_channels: int,
     conditioning: ConditioningSpec,
     **options: Any,
-) -> Any:
+) -> Backbone:
     """A backbone with shapes in place of arrays: nothing is computed or allocated.
 
     Args:
@@ -73,7 +73,7 @@ def abstract_backbone(
       UserError: as the constructor does.
     """
 
-    def make(key: jax.Array) -> Any:
+    def make(key: jax.Array) -> Backbone:
         return make_backbone(
             name, key, input_shape=input_shape, conditioning=conditioning, out_channels=out_channels, **options
         )
@@ -81,7 +81,7 @@ def abstract_backbone(
     return jax.eval_shape(make, jax.random.key(0))
 
 
-def backbone_macs(backbone: Any, input_shape: tuple[int, int, int], conditioning: ConditioningSpec) -> int:
+def backbone_macs(backbone: Backbone, input_shape: tuple[int, int, int], conditioning: ConditioningSpec) -> int:
     """Multiply-adds of one forward pass of one image.
 
     Args:

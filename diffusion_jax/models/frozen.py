@@ -1,6 +1,8 @@
 """The networks that a program uses and does not train."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from diffusion_jax.parallel.partition import PyTree
 
 
 class Frozen(NamedTuple):
@@ -12,6 +14,6 @@ class Frozen(NamedTuple):
       lpips: the perceptual distance by which a first stage is trained.
     """
 
-    first_stage: Any = None
-    conditioner: Any = None
-    lpips: Any = None
+    first_stage: PyTree = None
+    conditioner: PyTree = None
+    lpips: PyTree = None

@@ -1,16 +1,17 @@
 """Multiply-adds of a function, counted from its trace."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from diffusion_jax.models.layers.attention_kernels import attention_kernel
+from diffusion_jax.parallel.partition import PyTree
 
 
-def count_macs(function: Callable, *arguments: Any) -> int:
+def count_macs(function: Callable, *arguments: PyTree) -> int:
     """Counts the multiply-adds of the matrix products and convolutions of a function, loops included.
 
     A convolution counts every tap of its kernel, those on padding too; a `cond` counts its dearest branch.
@@ -51,7 +52,7 @@ def _count_equation(equation: Any) -> int:
     return sum(inner) * (params["length"] if name == "scan" else 1)
 
 
-def _jaxprs(values: Any) -> Iterator[Jaxpr]:
+def _jaxprs(values: Iterable[object]) -> Iterator[Jaxpr]:
     for value in values:
         if isinstance(value, ClosedJaxpr):
             yield value.jaxpr

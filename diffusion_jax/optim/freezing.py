@@ -2,17 +2,17 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.tree_util import KeyPath
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.parallel.partition import path_name
+from diffusion_jax.parallel.partition import PyTree, path_name
 
 
-def frozen_names(tree: Any, patterns: Sequence[str]) -> list[str]:
+def frozen_names(tree: PyTree, patterns: Sequence[str]) -> list[str]:
     """The names of the arrays of a tree in which one of the patterns is found, such as "blocks.attn.qkv.kernel"."""
     names = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
     return [name for name in names if _matches(name, patterns)]
@@ -31,7 +31,7 @@ def freeze(transformation: optax.GradientTransformation, patterns: Sequence[str]
     if not patterns:
         return transformation
 
-    def without(tree: Any) -> Any:
+    def without(tree: optax.Updates) -> optax.Updates:
         return jax.tree_util.tree_map_with_path(
             lambda path, leaf: jnp.zeros_like(leaf) if _matches(_name(path), patterns) else leaf, tree
         )
@@ -45,14 +45,16 @@ def freeze(transformation: optax.GradientTransformation, patterns: Sequence[str]
                 )
         return transformation.init(params)
 
-    def update(updates: Any, state: optax.OptState, params: optax.Params | None = None) -> tuple[Any, optax.OptState]:
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
         moved, state = transformation.update(without(updates), state, params)
         return without(moved), state
 
     return optax.GradientTransformation(init, update)
 
 
-def _name(path: Any) -> str:
+def _name(path: KeyPath) -> str:
     return path_name(path).replace("/", ".")
 
 

@@ -5,12 +5,12 @@ those of repeated blocks are stacked along a leading axis, and those of convolut
 """
 
 import re
-from typing import Any
 
 import jax
+from jax.tree_util import KeyPath
 from optax.contrib import MuonDimensionNumbers
 
-from diffusion_jax.parallel.partition import path_name
+from diffusion_jax.parallel.partition import PyTree, path_name
 
 # What turns data, times and labels into features, and features into the output: their entries have meanings of their
 # own. Of modulations only those that follow a hidden layer, as in a transformer's blocks, are products of features.
@@ -26,7 +26,7 @@ _LINEAR = ((-2,), (-1,))
 _CONVOLUTION = ((-4, -3, -2), (-1,))
 
 
-def hidden_matrices(model: Any) -> Any:
+def hidden_matrices(model: PyTree) -> PyTree:
     """The axes of all hidden matrices of a model.
 
     Args:
@@ -37,7 +37,7 @@ def hidden_matrices(model: Any) -> Any:
       None at all other parameters.
     """
 
-    def axes(path: tuple[Any, ...], leaf: Any) -> MuonDimensionNumbers | None:
+    def axes(path: KeyPath, leaf: jax.Array | jax.ShapeDtypeStruct) -> MuonDimensionNumbers | None:
         name = path_name(path)
         if not re.search(r"(^|/)kernel$", name) or re.search(_NOT_HIDDEN, name):
             return None

@@ -1,6 +1,6 @@
 """The optimizers of the papers, built from the config section `optimizer`."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import optax
@@ -164,7 +164,9 @@ def _clipped(clip_norm: float | None, transformation: optax.GradientTransformati
 def _promoting(transformation: optax.GradientTransformation) -> optax.GradientTransformation:
     """Lets Optax mix its integer step counts with floats where the user has made JAX strict about promotion."""
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
         with jax.numpy_dtype_promotion("standard"):
             return transformation.update(updates, state, params)
 

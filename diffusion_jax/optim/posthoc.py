@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.optim.ema_profiles import gamma_of_width
+from diffusion_jax.parallel.partition import PyTree
 
 # The largest share of a profile that a combination of others may miss and still go by its width.
 LARGEST_MISFIT = 0.2
@@ -107,7 +108,7 @@ def check_fit(fit: Fit, target: Snapshot) -> None:
         )
 
 
-def posthoc_average(weights: np.ndarray, load: Callable[[int], Any]) -> Any:
+def posthoc_average(weights: np.ndarray, load: Callable[[int], PyTree]) -> PyTree:
     """Σ weights[i] · load(i), one snapshot in memory at a time.
 
     Args:
@@ -117,8 +118,8 @@ def posthoc_average(weights: np.ndarray, load: Callable[[int], Any]) -> Any:
     Returns:
       The average: accumulated in float64 on the host, in the dtypes of the snapshots.
     """
-    total: Any = None
-    like: Any = None
+    total: PyTree = None
+    like: PyTree = None
     for i, weight in enumerate(weights):
         like = load(i)
         part = jax.tree.map(lambda leaf, w=weight: w * np.asarray(leaf, np.float64), like)

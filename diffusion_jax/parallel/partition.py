@@ -6,19 +6,23 @@ from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.tree_util import KeyPath
 
 from diffusion_jax.errors import UserError
+
+PyTree = Any
+"""A tree of arrays, or of what stands for them, whose structure its reader does not need to know."""
 
 PartitionRules = Sequence[tuple[str, PartitionSpec]]
 
 
-def path_name(path: tuple[Any, ...]) -> str:
+def path_name(path: KeyPath) -> str:
     """The name of a leaf, "blocks/attn/qkv/kernel", from its JAX key path without the `.value` of NNX variables."""
     parts = [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path]
     return "/".join(part for part in parts if part != "value")
 
 
-def make_shardings(tree: Any, rules: PartitionRules, mesh: Mesh) -> Any:
+def make_shardings(tree: PyTree, rules: PartitionRules, mesh: Mesh) -> PyTree:
     """Applies partition rules to a tree of arrays.
 
     Args:
@@ -35,7 +39,7 @@ def make_shardings(tree: Any, rules: PartitionRules, mesh: Mesh) -> Any:
       UserError: a mesh axis does not divide the array axis it is to split.
     """
 
-    def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+    def sharding(path: KeyPath, leaf: jax.Array | jax.ShapeDtypeStruct) -> NamedSharding:
         name = path_name(path)
         spec = next((spec for pattern, spec in rules if leaf.ndim and re.search(pattern, name)), PartitionSpec())
         for axis, mesh_axis in enumerate(spec):

@@ -1,11 +1,12 @@
 """Representation alignment: tokens are drawn towards features of the clean image (REPA, arXiv 2410.06940)."""
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 
+from diffusion_jax.diffusion.denoiser import Condition
 from diffusion_jax.diffusion.losses.base import Aux, Loss, noised
 from diffusion_jax.diffusion.paths import Path
 from diffusion_jax.diffusion.point import Array
@@ -16,7 +17,7 @@ from diffusion_jax.errors import UserError
 class Projecting(Protocol):
     """A network that can also give what its tokens say of patch features."""
 
-    def project(self, x: Array, timestep: Array, cond: Any) -> tuple[Array, Array]:
+    def project(self, x: Array, timestep: Array, cond: Condition) -> tuple[Array, Array]:
         """The raw output [B, ..., C_out], and tokens [B, N, Z]."""
         ...
 
@@ -71,7 +72,7 @@ class RepresentationAlignment:
         path: Path,
         prediction: Prediction,
         x0: Array,
-        cond: Any,
+        cond: Condition,
         time: Array,
         epsilon: Array,
         features: Array,

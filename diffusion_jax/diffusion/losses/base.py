@@ -1,7 +1,7 @@
 """What every training objective offers."""
 
 import dataclasses
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import numpy as np
 
 from diffusion_jax import keys
 from diffusion_jax.diffusion.checks import check_choice
-from diffusion_jax.diffusion.denoiser import Model, network
+from diffusion_jax.diffusion.denoiser import Condition, Model, network
 from diffusion_jax.diffusion.grids import shift_time
 from diffusion_jax.diffusion.paths import Path
 from diffusion_jax.diffusion.point import Array, Point, align
@@ -24,7 +24,7 @@ class Loss(Protocol):
     """A training objective."""
 
     def __call__(
-        self, model: Model, path: Path, prediction: Prediction, x0: Array, cond: Any, key: jax.Array, index: Array
+        self, model: Model, path: Path, prediction: Prediction, x0: Array, cond: Condition, key: jax.Array, index: Array
     ) -> tuple[Array, Aux]:
         """Draws a time and noise for each sample and evaluates the objective there.
 
@@ -44,7 +44,7 @@ class Loss(Protocol):
         ...
 
     def at(
-        self, model: Model, path: Path, prediction: Prediction, x0: Array, cond: Any, time: Array, epsilon: Array
+        self, model: Model, path: Path, prediction: Prediction, x0: Array, cond: Condition, time: Array, epsilon: Array
     ) -> tuple[Array, Aux]:
         """The objective at given `time` [B] and noise `epsilon` [B, ..., C]; otherwise as `__call__`."""
         ...
@@ -95,7 +95,7 @@ class LossBase:
         return path.nearest_trained(shift_time(time, self.time_shift))
 
     def __call__(
-        self, model: Model, path: Path, prediction: Prediction, x0: Array, cond: Any, key: jax.Array, index: Array
+        self, model: Model, path: Path, prediction: Prediction, x0: Array, cond: Condition, key: jax.Array, index: Array
     ) -> tuple[Array, Aux]:
         self.check(path, prediction)
         time_key, noise_key = jax.random.split(key)
@@ -120,7 +120,7 @@ class LossBase:
             )
 
     def at(
-        self, model: Model, path: Path, prediction: Prediction, x0: Array, cond: Any, time: Array, epsilon: Array
+        self, model: Model, path: Path, prediction: Prediction, x0: Array, cond: Condition, time: Array, epsilon: Array
     ) -> tuple[Array, Aux]:
         """The objective at given times and noise."""
         raise NotImplementedError
@@ -137,7 +137,7 @@ def noised(x0: Array, epsilon: Array, point: Point) -> Array:
     return point.alpha * x0 + point.sigma * epsilon
 
 
-def predict(model: Model, prediction: Prediction, x: Array, point: Point, cond: Any) -> Array:
+def predict(model: Model, prediction: Prediction, x: Array, point: Point, cond: Condition) -> Array:
     """The raw output [B, ..., C_out] of the network at x [B, ..., C]."""
     network_x, network_time = prediction.network_inputs(x, point)
     return network(model)(network_x, point._replace(timestep=network_time), cond)

@@ -1,12 +1,11 @@
 """The objective of classifiers that guide: recognising noisy data."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.diffusion.denoiser import Model, network
+from diffusion_jax.diffusion.denoiser import Condition, Model, network
 from diffusion_jax.diffusion.losses.base import Aux, LossBase, noised
 from diffusion_jax.diffusion.paths import Path
 from diffusion_jax.diffusion.point import Array
@@ -25,7 +24,7 @@ class ClassificationLoss(LossBase):
         """Every path and prediction will do: only the noising counts."""
 
     def at(
-        self, model: Model, path: Path, prediction: Prediction, x0: Array, cond: Any, time: Array, epsilon: Array
+        self, model: Model, path: Path, prediction: Prediction, x0: Array, cond: Condition, time: Array, epsilon: Array
     ) -> tuple[Array, Aux]:
         point = path.point(time)
         logits = network(model)(noised(x0, epsilon, point), point, cond._replace(label=None))  # B, K

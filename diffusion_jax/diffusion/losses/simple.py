@@ -1,12 +1,12 @@
 """The unweighted objective of DDPM."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
 import jax.numpy as jnp
 
 from diffusion_jax.diffusion.checks import check_choice
-from diffusion_jax.diffusion.denoiser import Model
+from diffusion_jax.diffusion.denoiser import Condition, Model
 from diffusion_jax.diffusion.losses.base import Aux, LossBase, check_no_learned_variance, noised, predict
 from diffusion_jax.diffusion.paths import Path
 from diffusion_jax.diffusion.point import Array
@@ -38,7 +38,7 @@ class SimpleLoss(LossBase):
         check_no_learned_variance("simple", prediction)
 
     def at(
-        self, model: Model, path: Path, prediction: Prediction, x0: Array, cond: Any, time: Array, epsilon: Array
+        self, model: Model, path: Path, prediction: Prediction, x0: Array, cond: Condition, time: Array, epsilon: Array
     ) -> tuple[Array, Aux]:
         point = path.point(time)
         output = predict(model, prediction, noised(x0, epsilon, point), point, cond)  # B, ..., C

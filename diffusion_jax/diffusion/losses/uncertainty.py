@@ -1,13 +1,12 @@
 """A learned uncertainty for the EDM loss (EDM2, Karras et al. 2024b, section 3.1 and appendix B)."""
 
 import math
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from diffusion_jax.diffusion.denoiser import Model
+from diffusion_jax.diffusion.denoiser import Condition, Model
 from diffusion_jax.diffusion.point import Array
 
 
@@ -25,7 +24,7 @@ class LearnedUncertainty(nnx.Module):
         self.model = model
         self.weight = nnx.Param(jnp.zeros(channels))
 
-    def __call__(self, x: Array, timestep: Array, cond: Any) -> Array:
+    def __call__(self, x: Array, timestep: Array, cond: Condition) -> Array:
         return self.model(x, timestep, cond)
 
     def uncertainty(self, c_noise: Array) -> Array:

@@ -1,11 +1,10 @@
 """Objectives built on the variational bound."""
 
 import dataclasses
-from typing import Any
 
 import jax
 
-from diffusion_jax.diffusion.denoiser import Model
+from diffusion_jax.diffusion.denoiser import Condition, Model
 from diffusion_jax.diffusion.losses.base import Aux, LossBase, noised, predict, training_ends
 from diffusion_jax.diffusion.paths import DiscretePath, Path
 from diffusion_jax.diffusion.point import Array, Point, align
@@ -62,7 +61,7 @@ class HybridLoss(LossBase):
             )
 
     def at(
-        self, model: Model, path: Path, prediction: Prediction, x0: Array, cond: Any, time: Array, epsilon: Array
+        self, model: Model, path: Path, prediction: Prediction, x0: Array, cond: Condition, time: Array, epsilon: Array
     ) -> tuple[Array, Aux]:
         point = path.point(time)
         x = noised(x0, epsilon, point)
@@ -92,7 +91,7 @@ class VLBLoss(LossBase):
         _check_bound("vlb", path, prediction)
 
     def at(
-        self, model: Model, path: Path, prediction: Prediction, x0: Array, cond: Any, time: Array, epsilon: Array
+        self, model: Model, path: Path, prediction: Prediction, x0: Array, cond: Condition, time: Array, epsilon: Array
     ) -> tuple[Array, Aux]:
         point = path.point(time)
         x = noised(x0, epsilon, point)

@@ -1,14 +1,14 @@
 """Squared errors weighted by the noise level."""
 
 import dataclasses
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.diffusion.checks import check_choice
-from diffusion_jax.diffusion.denoiser import Model
+from diffusion_jax.diffusion.denoiser import Condition, Model
 from diffusion_jax.diffusion.losses.base import (
     Aux,
     LossBase,
@@ -61,7 +61,7 @@ class WeightedLoss(LossBase):
             )
 
     def at(
-        self, model: Model, path: Path, prediction: Prediction, x0: Array, cond: Any, time: Array, epsilon: Array
+        self, model: Model, path: Path, prediction: Prediction, x0: Array, cond: Condition, time: Array, epsilon: Array
     ) -> tuple[Array, Aux]:
         point = path.point(time)
         output = predict(model, prediction, noised(x0, epsilon, point), point, cond)  # B, ..., C
@@ -172,7 +172,7 @@ class EDMLoss(WeightedLoss):
         return namespace(point.kappa).where(point.kappa < 1, on_noise, on_data)
 
     def at(
-        self, model: Model, path: Path, prediction: Prediction, x0: Array, cond: Any, time: Array, epsilon: Array
+        self, model: Model, path: Path, prediction: Prediction, x0: Array, cond: Condition, time: Array, epsilon: Array
     ) -> tuple[Array, Aux]:
         loss, aux = super().at(model, path, prediction, x0, cond, time, epsilon)
         if not self.learned_uncertainty:
@@ -250,7 +250,7 @@ class FlowMatchingLoss(WeightedLoss):
         return of_data * prediction.x0_error_factor(point)
 
     def at(
-        self, model: Model, path: Path, prediction: Prediction, x0: Array, cond: Any, time: Array, epsilon: Array
+        self, model: Model, path: Path, prediction: Prediction, x0: Array, cond: Condition, time: Array, epsilon: Array
     ) -> tuple[Array, Aux]:
         if not self.direction_weight:
             return super().at(model, path, prediction, x0, cond, time, epsilon)

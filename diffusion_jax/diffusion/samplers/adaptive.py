@@ -1,7 +1,7 @@
 """Samplers that choose their own steps, each sample for itself."""
 
 import dataclasses
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,9 @@ from diffusion_jax.diffusion.paths import Path
 from diffusion_jax.diffusion.point import Array, Point, align, weighted_sum
 from diffusion_jax.diffusion.samplers.base import Noise, Progress, Walk
 from diffusion_jax.errors import UserError
+
+# x, the lower-order x before, ln(α/σ) [B], step size [B], attempts
+Carry = tuple[Array, Array, Array, Array, Array]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -173,11 +176,11 @@ class AdaptiveDPMSolver(AdaptiveSampler):
         def stuck(lam: Array, h: Array) -> Array:
             return (lam < last) & too_small(h, last - first)
 
-        def unfinished(carry: Any) -> Array:
+        def unfinished(carry: Carry) -> Array:
             _, _, lam, h, attempts = carry
             return jnp.any((lam < last) & ~stuck(lam, h)) & (attempts < self.max_steps)
 
-        def attempt(carry: Any) -> Any:
+        def attempt(carry: Carry) -> Carry:
             x, previous, lam, h, attempts = carry
             alive = ~stuck(lam, h)
             h = jnp.minimum(h, last - lam)

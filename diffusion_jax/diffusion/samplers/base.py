@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,28 @@ from diffusion_jax.diffusion.paths import Path
 from diffusion_jax.diffusion.point import Array, Point, align
 from diffusion_jax.diffusion.predictions import Prediction
 from diffusion_jax.errors import UserError
+
+
+class SamplerRows(Protocol):
+    """The coefficients of a sampler, a NamedTuple of arrays [rows, ...]; row k serves the k-th network call."""
+
+    @property
+    def point(self) -> Point:
+        """Where the network is evaluated."""
+
+    def _replace(self, *args: Any, **fields: Any) -> Self: ...
+
+
+class SamplerState(Protocol):
+    """What the loop of a sampler carries, a NamedTuple."""
+
+    @property
+    def x(self) -> Array:
+        """[B, ..., C], the sample so far."""
+
+
+Rows = TypeVar("Rows", bound=SamplerRows)
+State = TypeVar("State", bound=SamplerState)
 
 # stage -> standard normal noise [B, ..., C] of this step
 DrawNoise = Callable[[int], Array]
@@ -82,7 +104,7 @@ class Sampler(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GridSampler:
+class GridSampler(Generic[Rows, State]):
     """A sampler with a fixed number of steps, which evaluates the network once per row of its plan.
 
     Attributes:
@@ -132,19 +154,19 @@ class GridSampler:
             path, grid, self.grid_steps(), self.final, self.time_start, self.time_end, self.rho, self.shift
         )
 
-    def plan(self, path: Path, times: np.ndarray) -> Any:
+    def plan(self, path: Path, times: np.ndarray) -> Rows:
         """A pytree of host arrays [rows, ...], sliced by the loop; row k serves the k-th network call."""
         raise NotImplementedError
 
-    def init(self, x: Array, plan: Any) -> Any:
-        """The loop's state before the first row; the field `x` of it is the sample so far."""
+    def init(self, x: Array, plan: Rows) -> State:
+        """The loop's state before the first row."""
         raise NotImplementedError
 
-    def step(self, state: Any, row: Any, denoise: Denoise, draw: DrawNoise) -> Any:
+    def step(self, state: State, row: Rows, denoise: Denoise, draw: DrawNoise) -> State:
         """The state after one network call."""
         raise NotImplementedError
 
-    def checked_plan(self, path: Path, times: np.ndarray) -> Any:
+    def checked_plan(self, path: Path, times: np.ndarray) -> Rows:
         """The plan, or a `UserError` if one of its coefficients is not finite."""
         with np.errstate(all="ignore"):
             plan = self.plan(path, times)
@@ -169,7 +191,7 @@ class GridSampler:
         if not self.uses_gradient:
             denoise = apply_gradient(denoise)
 
-        def body(state: Any, item: tuple[Array, Any]) -> tuple[Any, Array]:
+        def body(state: State, item: tuple[Array, Rows]) -> tuple[State, Array]:
             step, row = item
             state = self.step(state, row, denoise, lambda stage: noise(step, stage))
             return state, state.x
@@ -196,7 +218,12 @@ def points(path: Path, times: np.ndarray) -> Point:
 
 
 def initial_noise(
-    sampler: Sampler, path: Path, key: jax.Array, index: Array, shape: tuple[int, ...], dtype: Any = jnp.float32
+    sampler: Sampler,
+    path: Path,
+    key: jax.Array,
+    index: Array,
+    shape: tuple[int, ...],
+    dtype: jax.typing.DTypeLike = jnp.float32,
 ) -> Array:
     """Where sampling starts: noise of the path's prior scale at the sampler's first time.
 

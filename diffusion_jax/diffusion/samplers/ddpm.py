@@ -28,7 +28,7 @@ class State(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DDPM(GridSampler):
+class DDPM(GridSampler[Rows, State]):
     """DDPM: draws x_s from N(c_1 x̂_0 + c_2 x_t, V), V of the prediction's variance; no noise in the last step.
 
     Order 1 (weak), one call per step. With learned variances good from about 100 steps, with fixed ones nearer 1000.

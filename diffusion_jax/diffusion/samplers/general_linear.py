@@ -135,7 +135,7 @@ def pick(point: Point, k: int) -> Point:
     return jax.tree.map(lambda field: field[k], point)
 
 
-class GeneralLinear(GridSampler):
+class GeneralLinear(GridSampler[Rows, State]):
     """The loop's half of a general linear method; a subclass writes the calls in `plan`."""
 
     def init(self, x: Array, plan: Rows) -> State:

@@ -46,7 +46,7 @@ class State(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PredictorCorrector(GridSampler):
+class PredictorCorrector(GridSampler[Rows, State]):
     """At each noise level Langevin steps, then a step of the discretised reverse SDE.
 
     Order 1 (weak) with (1 + corrector_steps) calls per step; the sampler of NCSN++ on the VE path (1000 steps). With

@@ -14,8 +14,9 @@ from diffusion_jax.models.autoencoder.blocks import Decoder, Encoder, make_layou
 from diffusion_jax.models.autoencoder.quantizer import VectorQuantizer
 from diffusion_jax.models.layers.convolution import pointwise
 from diffusion_jax.models.layers.precision import DTypeName
+from diffusion_jax.schema import Options
 
-AUTOENCODERS: Mapping[str, dict[str, Any]] = {
+AUTOENCODERS: Mapping[str, Options] = {
     "kl-f4": {"ch_mult": (1, 2, 4), "z_channels": 3, "embed_dim": 3},
     "kl-f8": {"ch_mult": (1, 2, 4, 4), "z_channels": 4, "embed_dim": 4},
     "kl-f16": {"ch_mult": (1, 1, 2, 2, 4), "attn_resolutions": (16,), "z_channels": 16, "embed_dim": 16},
@@ -24,8 +25,8 @@ AUTOENCODERS: Mapping[str, dict[str, Any]] = {
 }
 """Constructor arguments of `AutoencoderKL` for the published models; those of LDM are named by their factor f."""
 
-_VQ_F8: dict[str, Any] = {"ch_mult": (1, 2, 2, 4), "attn_resolutions": (32,), "z_channels": 4, "embed_dim": 4}
-VQ_AUTOENCODERS: Mapping[str, dict[str, Any]] = {
+_VQ_F8: Options = {"ch_mult": (1, 2, 2, 4), "attn_resolutions": (32,), "z_channels": 4, "embed_dim": 4}
+VQ_AUTOENCODERS: Mapping[str, Options] = {
     "vq-f4": {"ch_mult": (1, 2, 4), "z_channels": 3, "embed_dim": 3, "num_codes": 8192},
     "vq-f4-noattn": {
         "ch_mult": (1, 2, 4),
@@ -34,8 +35,8 @@ VQ_AUTOENCODERS: Mapping[str, dict[str, Any]] = {
         "embed_dim": 3,
         "num_codes": 8192,
     },
-    "vq-f8": _VQ_F8 | {"num_codes": 16384},
-    "vq-f8-n256": _VQ_F8 | {"num_codes": 256},
+    "vq-f8": {**_VQ_F8, "num_codes": 16384},
+    "vq-f8-n256": {**_VQ_F8, "num_codes": 256},
     "vq-f16": {
         "ch_mult": (1, 1, 2, 2, 4),
         "attn_resolutions": (16,),

@@ -27,6 +27,7 @@ from diffusion_jax.models.autoencoder.autoencoder import (
 )
 from diffusion_jax.models.autoencoder.tiling import Tiling, map_tiles
 from diffusion_jax.models.layers.precision import DTypeName
+from diffusion_jax.schema import Options
 
 
 class FirstStage(Protocol):
@@ -291,7 +292,7 @@ class ArchitectureConfig(abc.ABC):
                 )
         return 1 / jnp.array(self.channel_std, jnp.float32), jnp.array(self.channel_mean, jnp.float32)
 
-    def _arguments(self, preset: Mapping[str, Any], *more: str) -> dict[str, Any]:
+    def _arguments(self, preset: Options, *more: str) -> Options:
         """The arguments of a preset and those that replace them; `more` are fields of a subclass that may too."""
         own = {"weights", "normalize", "channel_mean", "channel_std", "tile", "tile_stride"}
         names = [field.name for field in dataclasses.fields(ArchitectureConfig) if field.name not in own]

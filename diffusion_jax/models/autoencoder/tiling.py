@@ -2,13 +2,15 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.errors import UserError
+
+Tree = TypeVar("Tree")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +34,8 @@ class Tiling:
 
 
 def map_tiles(
-    function: Callable[[jax.Array], Any], x: jax.Array, tiling: Tiling, *, cell_in: int = 1, cell_out: int = 1
-) -> Any:
+    function: Callable[[jax.Array], Tree], x: jax.Array, tiling: Tiling, *, cell_in: int = 1, cell_out: int = 1
+) -> Tree:
     """Applies a function tile by tile and blends what it gives where tiles overlap.
 
     A result is weighted by its relative distance to the border of its tile, clipped to [0.01, 0.5]. What is no larger
@@ -63,7 +65,7 @@ def map_tiles(
         before = jax.lax.dynamic_slice(total, start, part.shape)
         return jax.lax.dynamic_update_slice(total, before + part, start)
 
-    def body(totals: Any, corner: jax.Array) -> tuple[Any, None]:
+    def body(totals: Tree, corner: jax.Array) -> tuple[Tree, None]:
         piece = jax.lax.dynamic_slice(x, (0, corner[0] * cell_in, corner[1] * cell_in, 0), shape)
         results = function(piece)
         return jax.tree.map(lambda total, part: place(total, part * jnp.asarray(border), corner), totals, results), None

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from diffusion_jax import keys
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.conditioning.encoders import ClassTokens, Encoder
 from diffusion_jax.models.conditioning.parts import UNCONDITIONAL, Conditioning, ConditioningSpec
+from diffusion_jax.parallel.partition import PyTree
 from diffusion_jax.records import Field, Record, RecordSpec
 
 Arrays = Mapping[str, jax.Array]
@@ -66,11 +67,11 @@ class Conditioner:
         """
         return {}
 
-    def load_networks(self) -> Any:
+    def load_networks(self) -> PyTree:
         """The frozen networks that it needs with their weights, a pytree; None if it needs none."""
         return None
 
-    def abstract_networks(self) -> Any:
+    def abstract_networks(self) -> PyTree:
         """What `load_networks` gives with `jax.ShapeDtypeStruct`s in place of arrays, without reading weights."""
         return None
 
@@ -78,7 +79,7 @@ class Conditioner:
         """The network between condition and backbone that is trained with it; None if there is none."""
         return None
 
-    def __call__(self, arrays: Arrays, networks: Any = None) -> Conditioning:
+    def __call__(self, arrays: Arrays, networks: PyTree = None) -> Conditioning:
         """The condition of a batch.
 
         Args:
@@ -87,7 +88,7 @@ class Conditioner:
         """
         return Conditioning()
 
-    def null(self, arrays: Arrays, networks: Any = None) -> Conditioning:
+    def null(self, arrays: Arrays, networks: PyTree = None) -> Conditioning:
         """The null condition of a batch, in the structure of its condition; arguments as of a call."""
         return Conditioning()
 
@@ -175,10 +176,10 @@ class ClassConditioner(Conditioner):
     def arrays(self, record: Record, seed: int, position: int) -> dict[str, np.ndarray]:
         return {"label": np.asarray(record["label"], np.int32)}
 
-    def __call__(self, arrays: Arrays, networks: Any = None) -> Conditioning:
+    def __call__(self, arrays: Arrays, networks: PyTree = None) -> Conditioning:
         return Conditioning(label=arrays["label"])
 
-    def null(self, arrays: Arrays, networks: Any = None) -> Conditioning:
+    def null(self, arrays: Arrays, networks: PyTree = None) -> Conditioning:
         return Conditioning(label=jnp.full(arrays["label"].shape, self.num_classes, jnp.int32))
 
 

@@ -1,16 +1,28 @@
 """A backbone behind its condition: the network that encodes it (τ_θ of arXiv 2112.10752), and the image beside x_t."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from diffusion_jax.models.conditioning.parts import Conditioning, ConditioningSpec
+from diffusion_jax.parallel.partition import PyTree
 
 Encoder = Callable[[Conditioning], Conditioning]
 Tree = TypeVar("Tree")
+
+
+class Backbone(Protocol):
+    """A network of the noisy image, the time and the condition; an NNX module, described in `models.backbones`."""
+
+    @property
+    def sequence_length(self) -> int:
+        """Length of its longest sequence."""
+
+    def __call__(self, x: jax.Array, timestep: jax.Array, cond: Conditioning) -> jax.Array:
+        """[B, H, W, C] and [B] to [B, H, W, C_out]."""
 
 
 class ClassTokens(nnx.Module):
@@ -44,7 +56,7 @@ class Conditioned(nnx.Module):
       encoder: maps the condition of a batch to the one with the image and the parts that the backbone takes.
     """
 
-    def __init__(self, backbone: Any, encoder: Encoder | None = None):
+    def __init__(self, backbone: Backbone, encoder: Encoder | None = None):
         self.backbone = backbone
         self.encoder = encoder
 
@@ -54,7 +66,8 @@ class Conditioned(nnx.Module):
 
     def project(self, x: jax.Array, timestep: jax.Array, cond: Conditioning) -> tuple[jax.Array, jax.Array]:
         """Calls `project` of the backbone: [B, H, W, C] to [B, H, W, C_out] and [B, N, Z]."""
-        return self.backbone.project(*self._inputs(x, timestep, cond))
+        backbone: Any = self.backbone  # one that has features to align; others are not asked
+        return backbone.project(*self._inputs(x, timestep, cond))
 
     def _inputs(self, x: jax.Array, timestep: jax.Array, cond: Conditioning) -> tuple:
         if self.encoder is not None:
@@ -70,11 +83,11 @@ class Conditioned(nnx.Module):
 
 
 def conditioned(
-    make: Callable[..., Any],
+    make: Callable[..., Backbone],
     input_shape: tuple[int, int, int],
     conditioning: ConditioningSpec,
     encoder: Encoder | None = None,
-) -> Any:
+) -> Backbone:
     """Builds a backbone, in its wrapper where it needs one; every backbone of the library is built by this.
 
     Args:
@@ -106,7 +119,7 @@ def with_encoder_of(average: Tree, model: Tree) -> Tree:
       The average, with every array of a `Conditioned.encoder` taken from the model.
     """
 
-    def merge(averaged: Any, raw: Any) -> Any:
+    def merge(averaged: PyTree, raw: PyTree) -> PyTree:
         if not isinstance(averaged, Conditioned):
             return averaged
         merged = jax.tree.map(lambda leaf: leaf, averaged)  # a copy: modules are mutable

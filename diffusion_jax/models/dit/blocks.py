@@ -10,7 +10,7 @@ the paper.
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +50,7 @@ class Layers:
     mlp: MLPKind
     qk_norm: QKNorm
     mlp_norm_eps: float
-    dtype: Any
+    dtype: jnp.dtype
 
     def make_norm(self, *, affine: bool, eps: float = 1e-6) -> LayerNorm | RMSNorm:
         """A norm; `affine` says whether a LayerNorm has scale and bias."""

@@ -1,18 +1,21 @@
 """A stack of equal blocks, one after another."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import jax
 
 from diffusion_jax.models.layers.remat import RematPolicy, remat
+from diffusion_jax.parallel.partition import PyTree
 from diffusion_jax.parallel.platform import on_one_cpu
 
 # Compiling takes 0.7 s more a block, which a deep stack, wide as those are, does not win back.
 MOST_UNROLLED = 12
 
+Carry = TypeVar("Carry")
 
-def scan_blocks(body: Callable, carry: Any, blocks: Any, policy: RematPolicy) -> tuple[Any, Any]:
+
+def scan_blocks(body: Callable, carry: Carry, blocks: PyTree, policy: RematPolicy) -> tuple[Carry, PyTree]:
     """Runs the blocks of a stack in order, as `jax.lax.scan` does.
 
     Args:

@@ -1,8 +1,7 @@
 """The gated MLP of the newer transformers."""
 
-from typing import Any
-
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from diffusion_jax.models.layers.transformer import XAVIER_UNIFORM, Linear
@@ -20,7 +19,13 @@ class SwiGLU(nnx.Module):
     """
 
     def __init__(
-        self, width: int, hidden: int, *, kernel_init: nnx.Initializer = XAVIER_UNIFORM, dtype: Any, rngs: nnx.Rngs
+        self,
+        width: int,
+        hidden: int,
+        *,
+        kernel_init: nnx.Initializer = XAVIER_UNIFORM,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
     ):
         self.w12 = Linear(width, (2, hidden), kernel_init=kernel_init, dtype=dtype, rngs=rngs)
         self.w3 = Linear(hidden, width, kernel_init=kernel_init, dtype=dtype, rngs=rngs)

@@ -1,11 +1,14 @@
 """Layers shared by the transformer backbones: linear, self-attention, cross-attention, MLP."""
 
-from typing import Any, Literal
+from functools import partial
+from typing import Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from diffusion_jax.models.layers.activations import gelu
 from diffusion_jax.models.layers.attention import attention
@@ -27,7 +30,7 @@ class Linear(nnx.LinearGeneral):
     XLA would transpose rows and their gradients for the weight gradient. Not on a mesh, which splits the features.
     """
 
-    def __call__(self, x: jax.Array, out_sharding: Any = None) -> jax.Array:
+    def __call__(self, x: jax.Array, out_sharding: NamedSharding | PartitionSpec | None = None) -> jax.Array:
         """Maps [..., in] to [..., *features] in the compute dtype."""
         rows = x.reshape(-1, x.shape[-1])  # [∏ leading axes, in]
         flat = len(self.out_features) > 1 and on_one_cpu()
@@ -67,17 +70,16 @@ class SelfAttention(nnx.Module):
         kernel_init: nnx.Initializer = XAVIER_UNIFORM,
         bias_init: nnx.Initializer = ZEROS,
         zero_proj: bool = False,
-        dtype: Any,
+        dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
         fused = (3, heads, width // heads)
         norm = {"none": None, "layer": LayerNorm, "rms": RMSNorm}[qk_norm]
         self.q_norm = None if norm is None else norm(fused[-1])
         self.k_norm = None if norm is None else norm(fused[-1])
-        init: dict[str, Any] = {"kernel_init": kernel_init, "bias_init": bias_init}
-        proj_init: dict[str, Any] = {"kernel_init": ZEROS, "bias_init": ZEROS} if zero_proj else init
-        self.qkv = Linear(width, fused, use_bias=qkv_bias, **init, dtype=dtype, rngs=rngs)
-        self.proj = Linear(width, width, **proj_init, dtype=dtype, rngs=rngs)
+        linear = partial(Linear, width, kernel_init=kernel_init, bias_init=bias_init, dtype=dtype, rngs=rngs)
+        self.qkv = linear(fused, use_bias=qkv_bias)
+        self.proj = linear(width, kernel_init=ZEROS, bias_init=ZEROS) if zero_proj else linear(width)
 
     def __call__(
         self,
@@ -131,14 +133,14 @@ class CrossAttention(nnx.Module):
         qkv_bias: bool = True,
         kernel_init: nnx.Initializer = XAVIER_UNIFORM,
         bias_init: nnx.Initializer = ZEROS,
-        dtype: Any,
+        dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
         d = head_width or width // heads
-        init: dict[str, Any] = {"kernel_init": kernel_init, "bias_init": bias_init, "dtype": dtype, "rngs": rngs}
-        self.q = Linear(width, (heads, d), use_bias=qkv_bias, **init)
-        self.kv = Linear(context_width, (2, heads, d), use_bias=qkv_bias, **init)
-        self.proj = Linear(heads * d, width, **init)
+        linear = partial(Linear, kernel_init=kernel_init, bias_init=bias_init, dtype=dtype, rngs=rngs)
+        self.q = linear(width, (heads, d), use_bias=qkv_bias)
+        self.kv = linear(context_width, (2, heads, d), use_bias=qkv_bias)
+        self.proj = linear(heads * d, width)
 
     def __call__(self, x: jax.Array, context: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """Attends from tokens to a context.
@@ -175,7 +177,7 @@ class MLP(nnx.Module):
         *,
         approximate: bool,
         kernel_init: nnx.Initializer = XAVIER_UNIFORM,
-        dtype: Any,
+        dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
         self.approximate = approximate

@@ -5,6 +5,7 @@ from typing import Any
 
 from diffusion_jax.models.conditioning.parts import UNCONDITIONAL, ConditioningSpec
 from diffusion_jax.models.presets.preset import Preset
+from diffusion_jax.schema import Options
 
 _T5 = ConditioningSpec(token_length=256, token_width=1024)
 
@@ -13,7 +14,7 @@ def _ascend(side: int, conditioning: ConditioningSpec = UNCONDITIONAL, published
     return Preset("ascend", options, (side, side, 3), 3, conditioning, published)
 
 
-_T2I: dict[str, Any] = {"model_channels": 256, "channel_mult": (1, 2, 3, 4, 4), "attention_resolutions": (32, 16)}
+_T2I: Options = {"model_channels": 256, "channel_mult": (1, 2, 3, 4, 4), "attention_resolutions": (32, 16)}
 
 ASCEND_PRESETS: Mapping[str, Preset] = {
     "ascend-t2i-128": _ascend(128, _T5, "590 M", **_T2I, enc_depths=(2, 2, 6, 6, 2), dec_blocks=(1,) * 5),

@@ -6,6 +6,7 @@ from typing import Any
 from diffusion_jax.models.conditioning.parts import ConditioningSpec
 from diffusion_jax.models.dit.dit import MODERN, dit_config
 from diffusion_jax.models.presets.preset import Preset
+from diffusion_jax.schema import Options
 
 _IMAGENET = ConditioningSpec(num_classes=1000, null_class=True)
 
@@ -14,7 +15,7 @@ _MILLIONS = {
     "L/8": 459, "L/4": 458, "L/2": 458, "XL/8": 676, "XL/4": 675, "XL/2": 675,
 }  # fmt: skip
 
-_LIGHTNING: Mapping[str, Any] = {"norm": "rms", "mlp": "swiglu", "rope": True}
+_LIGHTNING: Options = {"norm": "rms", "mlp": "swiglu", "rope": True}
 
 
 def _dit(variant: str, side: int, published: str, **options: Any) -> Preset:

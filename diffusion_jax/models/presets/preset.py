@@ -1,13 +1,14 @@
 """What a published model is made of."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 
 from diffusion_jax.models.backbones import abstract_backbone, backbone_macs, make_backbone
+from diffusion_jax.models.conditioning.encoders import Backbone
 from diffusion_jax.models.conditioning.parts import UNCONDITIONAL, ConditioningSpec
+from diffusion_jax.schema import Options
 
 
 class Counts(NamedTuple):
@@ -38,17 +39,17 @@ class Preset:
     """
 
     backbone: str
-    options: Mapping[str, Any]
+    options: Options
     input_shape: tuple[int, int, int]
     out_channels: int
     conditioning: ConditioningSpec = UNCONDITIONAL
     published: str = ""
 
-    def section(self) -> dict[str, Any]:
+    def section(self) -> Options:
         """The `model` section of a config."""
         return {"name": self.backbone, **self.options}
 
-    def make(self, key: jax.Array, **options: Any) -> Any:
+    def make(self, key: jax.Array, **options: Any) -> Backbone:
         """The model at initialisation.
 
         Args:
@@ -67,7 +68,7 @@ class Preset:
             **{**self.options, **options},
         )
 
-    def abstract(self) -> Any:
+    def abstract(self) -> Backbone:
         """The model with shapes in place of arrays."""
         return abstract_backbone(
             self.backbone,

@@ -1,10 +1,10 @@
 """U-ViT as released (arXiv 2209.12152) and IU-ViT (arXiv 2212.13771, table of settings)."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from diffusion_jax.models.conditioning.parts import UNCONDITIONAL, ConditioningSpec
 from diffusion_jax.models.presets.preset import Preset
+from diffusion_jax.schema import Options
 
 _SMALL = {"depth": 13, "width": 512, "heads": 8}
 _CELEBA128 = {"depth": 17, "width": 1408, "heads": 22}
@@ -15,7 +15,7 @@ _T5 = ConditioningSpec(token_length=256, token_width=1024)
 
 
 def _pixels(
-    backbone: str, side: int, patch_size: int, size: Mapping[str, Any], published: str, spec: Any = UNCONDITIONAL
+    backbone: str, side: int, patch_size: int, size: Options, published: str, spec: ConditioningSpec = UNCONDITIONAL
 ) -> Preset:
     return Preset(backbone, {**size, "patch_size": patch_size}, (side, side, 3), 3, spec, published)
 

@@ -1,7 +1,6 @@
 """A classifier of noisy images or latents, for classifier guidance (arXiv 2105.05233, §4; 2112.10752, appendix C)."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 from flax import nnx
@@ -15,6 +14,7 @@ from diffusion_jax.models.layers.remat import RematPolicy
 from diffusion_jax.models.unet.attention import AttentionPool
 from diffusion_jax.models.unet.blocks import Context, Encoder, UNetLayout
 from diffusion_jax.models.unet.unet import UNET_PARTITION_RULES
+from diffusion_jax.schema import Options
 
 
 class NoisyClassifier(nnx.Module):
@@ -98,7 +98,7 @@ class NoisyClassifier(nnx.Module):
         return self.pool(jax.nn.silu(self.norm_out(h)))  # [B, K]
 
 
-def classifier_config(name: str) -> dict[str, Any]:
+def classifier_config(name: str) -> Options:
     """The `model` section of a published classifier.
 
     Args:
@@ -111,7 +111,7 @@ def classifier_config(name: str) -> dict[str, Any]:
     return {"name": "noisy_classifier", **options}
 
 
-NOISY_CLASSIFIERS: Mapping[str, Mapping[str, Any]] = {
+NOISY_CLASSIFIERS: Mapping[str, Options] = {
     "ldm-8-g": {
         "input_shape": (32, 32, 4),
         "model_channels": 256,

@@ -1,5 +1,6 @@
 """The SpatialTransformer of LDM: attention between pixels and to a context (arXiv 2112.10752, appendix E.2.1)."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -30,9 +31,9 @@ class GEGLU(nnx.Module):
 
     def __init__(self, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         hidden = 4 * width
-        init: dict[str, Any] = {"kernel_init": UNIFORM_FAN_IN, "dtype": dtype, "rngs": rngs}
-        self.fc1 = Linear(width, (2, hidden), bias_init=uniform(width), **init)
-        self.fc2 = Linear(hidden, width, bias_init=uniform(hidden), **init)
+        linear = partial(Linear, kernel_init=UNIFORM_FAN_IN, dtype=dtype, rngs=rngs)
+        self.fc1 = linear(width, (2, hidden), bias_init=uniform(width))
+        self.fc2 = linear(hidden, width, bias_init=uniform(hidden))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [..., D] to [..., D] in the compute dtype."""

@@ -3,8 +3,6 @@
 LDM: arXiv 2112.10752, appendix E. ADM: arXiv 2105.05233. IDDPM: arXiv 2102.09672. DDPM: arXiv 2006.11239, appendix B.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -204,7 +202,7 @@ class Decoder(nnx.Module):
         self.norm_out = GroupNorm(layout.widths[0], groups=layout.norm_groups, eps=layout.norm_eps)
         self.conv_out = conv3x3(layout.widths[0], out_channels, zero_init=True, dtype=jnp.dtype("float32"), rngs=rngs)
 
-    def __call__(self, x: jax.Array, skips: list[Any], context: Context) -> jax.Array:
+    def __call__(self, x: jax.Array, skips: list[jax.Array], context: Context) -> jax.Array:
         """Decodes what an `Encoder` returned to [B, H, W, out_channels] float32."""
         for i in reversed(range(len(self.levels))):
             blocks = len(self.levels[i].blocks)

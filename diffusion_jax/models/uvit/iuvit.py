@@ -1,7 +1,7 @@
 """IU-ViT: U-ViT with a rearrange-first head, convolutional feed-forwards and cross-attention (arXiv 2212.13771)."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -43,15 +43,18 @@ class IUViTBlock(nnx.Module):
         *,
         text_width: int,
         qkv_bias: bool,
-        make_ffn: Callable[[nnx.Rngs], Any],
+        make_ffn: Callable[[nnx.Rngs], Callable[[jax.Array], jax.Array]],
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        options: dict[str, Any] = {"qkv_bias": qkv_bias, "kernel_init": INIT, "dtype": dtype, "rngs": rngs}
         self.norm1 = LayerNorm(width, eps=NORM_EPS)
-        self.attn = SelfAttention(width, heads, **options)
+        self.attn = SelfAttention(width, heads, qkv_bias=qkv_bias, kernel_init=INIT, dtype=dtype, rngs=rngs)
         self.norm_cross = LayerNorm(width, eps=NORM_EPS) if text_width else None
-        self.cross = CrossAttention(width, text_width, heads, **options) if text_width else None
+        self.cross = (
+            CrossAttention(width, text_width, heads, qkv_bias=qkv_bias, kernel_init=INIT, dtype=dtype, rngs=rngs)
+            if text_width
+            else None
+        )
         self.norm2 = LayerNorm(width, eps=NORM_EPS)
         self.ffn = make_ffn(rngs)
 

@@ -13,9 +13,13 @@ from diffusion_jax.models.layers.precision import Precision
 from diffusion_jax.models.layers.remat import RematPolicy, remat
 from diffusion_jax.models.layers.scan_blocks import scan_blocks
 from diffusion_jax.models.layers.transformer import Linear
+from diffusion_jax.parallel.partition import PyTree
 
 # The published code truncates at ±2, a hundred standard deviations out: at nothing.
 INIT = nnx.initializers.normal(0.02)
+
+# An NNX module that maps ([B, N, D], *context) to [B, N, D].
+Block = Any
 
 
 class UpBlock(nnx.Module):
@@ -28,11 +32,11 @@ class UpBlock(nnx.Module):
       rngs: initialiser streams.
     """
 
-    def __init__(self, block: Any, width: int, *, dtype: Any, rngs: nnx.Rngs):
+    def __init__(self, block: Block, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.skip = Linear(2 * width, width, kernel_init=INIT, dtype=dtype, rngs=rngs)
         self.block = block
 
-    def __call__(self, x: jax.Array, skip: jax.Array, *context: Any) -> jax.Array:
+    def __call__(self, x: jax.Array, skip: jax.Array, *context: PyTree) -> jax.Array:
         """Maps tokens and skip, [B, N, D] each, to [B, N, D] in the dtype of x."""
         joined = jnp.concatenate([x, skip], axis=-1)  # [B, N, 2D]
         return self.block(self.skip(joined).astype(x.dtype), *context)  # [B, N, D]
@@ -55,7 +59,7 @@ class LongSkips(nnx.Module):
 
     def __init__(
         self,
-        make_block: Callable[[nnx.Rngs], Any],
+        make_block: Callable[[nnx.Rngs], Block],
         depth: int,
         width: int,
         *,
@@ -75,7 +79,7 @@ class LongSkips(nnx.Module):
         self.middle = make_block(nnx.Rngs(rngs.params()))
         self.up = jax.vmap(up_block)(jax.random.split(rngs.params(), depth // 2))
 
-    def __call__(self, x: jax.Array, *context: Any) -> jax.Array:
+    def __call__(self, x: jax.Array, *context: PyTree) -> jax.Array:
         """Applies all blocks.
 
         Args:
@@ -86,7 +90,7 @@ class LongSkips(nnx.Module):
           [B, N, D] in the dtype of x.
         """
 
-        def down(x: jax.Array, block: Any) -> tuple[jax.Array, jax.Array]:
+        def down(x: jax.Array, block: Block) -> tuple[jax.Array, jax.Array]:
             x = block(x, *context)
             return x, x
 

@@ -1,4 +1,4 @@
-"""Image files as their pixels alone: what else is in a JPEG, PNG or WebP may be damaged or huge, and decides nothing."""
+"""Image files as their pixels: what else is in a JPEG, PNG or WebP may be damaged or huge, and decides nothing."""
 
 import io
 import re
@@ -94,7 +94,7 @@ def orientation_of(parts: Parts) -> int:
         stated = None
     if stated is None and (match := re.search(rb'tiff:Orientation(?:="|>)([0-9])', parts.xmp)):
         stated = int(match[1])
-    return stated if stated in range(2, 9) else 1
+    return stated if stated is not None and 2 <= stated <= 8 else 1
 
 
 def _with_transparent_colour(image: Image.Image, pixels: bytes, colour: tuple[int, int, int]) -> Image.Image:

@@ -92,8 +92,8 @@ class ImageDecoder:
 def to_channels(image: Image.Image, channels: int) -> Image.Image:
     """Converts any mode to 8-bit RGB or grey.
 
-    Transparent pixels and those of a transparent colour are laid over white; 16-bit grey is scaled to 8 bits; CMYK and YCCK go through Pillow's plain
-    conversion; colour profiles are ignored; grey is ITU-R 601 luma.
+    Transparent pixels and those of a transparent colour are laid over white; 16-bit grey is scaled to 8 bits; CMYK and
+    YCCK go through Pillow's plain conversion; colour profiles are ignored; grey is ITU-R 601 luma.
 
     Args:
       image: an image of any Pillow mode.

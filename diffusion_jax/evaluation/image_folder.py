@@ -14,6 +14,7 @@ from diffusion_jax.data.folder import SUFFIXES
 from diffusion_jax.data.image_files import DECODING_ERRORS, open_image, parts_of
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation.image_sets import BATCH_SIZE, check_range
+from diffusion_jax.evaluation.settings import ImageSettings
 from diffusion_jax.files import read_bytes
 
 LOSSY = (".jpg", ".jpeg", ".webp")
@@ -41,6 +42,7 @@ class ImageFiles:
         if not self.paths:
             raise UserError(f"{folder}: no {', '.join(SUFFIXES)} file in it")
         self.name = str(folder)
+        self.settings: ImageSettings | None = None
         self.count = len(self.paths)
         height, width, channels = _read(self.paths[0]).shape
         self.image_shape = (height, width, channels)

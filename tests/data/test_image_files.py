@@ -94,7 +94,7 @@ def test_a_transparent_colour_of_eight_bits():
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
-@pytest.mark.parametrize("orientation", range(0, 10))
+@pytest.mark.parametrize("orientation", range(10))
 def test_every_orientation_is_that_of_pillow(format, orientation):
     exif = Image.Exif()
     exif[0x010F] = "a camera"

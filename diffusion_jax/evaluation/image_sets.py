@@ -118,7 +118,8 @@ class SampleFile:
         facts |= {key: self.info[key] for key in ("uint8", "label_law", "data") if key in self.info}
         if self.labels is None:
             return {**facts, "label_counts": None}
-        return {**facts, "label_counts": {str(k): n for k, n in sorted(Counter(self.labels.tolist()).items())}}
+        counts = {str(k): n for k, n in sorted(Counter(self.labels.tolist()).items())}
+        return {**facts, "label_counts": counts, "labels_grouped": grouped(self.labels)}
 
 
 class SourceImages:
@@ -201,6 +202,18 @@ def with_progress(images: ImageSet) -> Iterator[Batch]:
         if processes.is_main() and time.monotonic() - last > SECONDS_BETWEEN_WORDS:
             last = time.monotonic()
             print(f"{images.name}: {taken}/{images.count} images measured", file=sys.stderr, flush=True)
+
+
+def grouped(labels: np.ndarray) -> bool:
+    """Whether labels [N] come class by class, in any order of the classes, not mixed or in turn.
+
+    Neighbours are of one class more often than halfway from independent draws (Σ p²) to always.
+    """
+    if len(labels) < 2:
+        return False
+    shares = np.unique(labels, return_counts=True)[1] / len(labels)
+    by_chance = float((shares**2).sum())
+    return bool(np.mean(labels[1:] == labels[:-1]) > (1 + by_chance) / 2)
 
 
 def check_range(images: np.ndarray, name: str) -> None:

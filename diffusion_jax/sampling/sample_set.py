@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from diffusion_jax.data import Batch
+from diffusion_jax.evaluation.image_sets import grouped
 from diffusion_jax.evaluation.settings import ImageSettings
 from diffusion_jax.models.frozen import Frozen
 from diffusion_jax.pictures import to_rgb
@@ -75,6 +76,7 @@ class DrawnImages:
             "uint8": self.stream.uint8,
             "sampler": dict(self.system.config["sampler"]),
             "guidance": dict(self.system.config["guidance"]),
+            **({} if self.labels is None else {"labels_grouped": grouped(self.labels)}),
             "count": self.count,
             "image_shape": list(self.image_shape),
         }

@@ -89,10 +89,11 @@ def run(name: str, arguments: Sequence[str]) -> None:
 
 
 def with_underscores(word: str) -> str:
-    """Lets users write --num-steps for the flag num_steps; values and config overrides stay as they are."""
+    """Lets users write --num-steps for the flag num_steps and --no-flip for noflip; values and overrides stay."""
     if not word.startswith("--") or word.startswith(OVERRIDE):
         return word
     flag, equals, value = word.partition("=")
+    flag = re.sub("^--no-", "--no", flag)
     return "--" + flag[2:].replace("-", "_") + equals + value
 
 

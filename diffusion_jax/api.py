@@ -185,7 +185,7 @@ class Run:
         names = None if metrics is None else tuple(metrics)
         config = ScoringConfig(reference=reference, protocol=wanted.protocol, metrics=names, **(scoring or {}))
         drawn = self.draw(wanted)
-        return open_scorer(config, drawn.image_shape, drawn.count).measure(drawn)
+        return open_scorer(config, drawn.image_shape, drawn.count, drawn.settings).measure(drawn)
 
     def denoiser(
         self, cond: Conditioning | Mapping[str, Sequence[Any]] | None = None, overrides: Sequence[str] = ()

@@ -6,6 +6,7 @@ pieces, listing large folders, and files that a library can read only from a dis
 """
 
 import contextlib
+import errno
 import hashlib
 import os
 import pathlib
@@ -75,6 +76,30 @@ def make_folder(path: epath.PathLike) -> None:
             os.makedirs(path, exist_ok=True)
     except OSError as error:
         raise UserError(f"{path}: cannot be made ({error.strerror or error}); use another place") from error
+
+
+def check_writable(path: epath.PathLike, flag: str) -> None:
+    """Finds out before long work whether its result can be written; makes the folder.
+
+    Args:
+      path: the file to come.
+      flag: what the error names, such as "--out".
+
+    Raises:
+      UserError: the folder cannot be made or written to, or the path is a folder.
+    """
+    try:
+        if in_bucket(path):
+            buckets.check_bucket(os.fspath(path))
+            return
+        path = pathlib.Path(path)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UserError(f"{flag} {path}: cannot be written ({error.strerror or error}); use another place") from error
 
 
 def write_atomically(path: epath.PathLike, data: bytes) -> None:

@@ -20,6 +20,9 @@ Metrics of 8×8 digits, without a protocol: frechet_distance and class_agreement
 in seconds when first needed. That distance is a number of its extractor, which is always named, and is not FID.
 Samples of shapes, without a protocol: class_agreement, by fitting outlines.
 
+Photographs of a reference become images as those became that the model was trained on: a run and the samples that this
+library drew say how; of other samples --crop, --exif-orientation and --channels do.
+
 result.json states the protocol, extractor, reference, number of images and every convention that shifts a value;
 --compare says what makes an older result incomparable.
 """
@@ -30,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from diffusion_jax.commands.flags import start_process
+from diffusion_jax.commands.flags import define_image_flags, image_settings, start_process
 from diffusion_jax.commands.sample import define_run_flags, sample_request
 
 if TYPE_CHECKING:
@@ -57,6 +60,7 @@ def define_flags(values: flags.FlagValues) -> None:
     switch("allow_other_resize", False, "Take statistics made under other rules.", flag_values=values)
     switch("self_check", False, "Compute known values and compare.", flag_values=values)
     switch("overwrite", False, "Replace files that are there.", flag_values=values)
+    define_image_flags(values)
     define_run_flags(values)
 
 
@@ -65,7 +69,7 @@ def run(values: flags.FlagValues) -> None:
     from diffusion_jax.errors import UserError
     from diffusion_jax.evaluation.scoring import open_scorer
     from diffusion_jax.evaluation.settings import ScoringConfig
-    from diffusion_jax.files import user_path, write_atomically
+    from diffusion_jax.files import check_writable, user_path, write_atomically
     from diffusion_jax.parallel import processes
 
     if values.self_check:
@@ -77,6 +81,8 @@ def run(values: flags.FlagValues) -> None:
         path = values[flag].value
         if path is not None and user_path(path).exists() and not values.overwrite:
             raise UserError(f"--{flag.replace('_', '-')} {path} is already there; use another name or --overwrite")
+        if path is not None:
+            check_writable(user_path(path), f"--{flag.replace('_', '-')}")
     older = read_result(user_path(values.compare)) if values.compare else None
     start_process(values)
     config = ScoringConfig(
@@ -91,7 +97,8 @@ def run(values: flags.FlagValues) -> None:
         allow_other_resize=values.allow_other_resize,
     )
     samples = open_samples(values)
-    result = open_scorer(config, samples.image_shape, samples.count).measure(samples)
+    settings = image_settings(values, samples.settings)
+    result = open_scorer(config, samples.image_shape, samples.count, settings).measure(samples)
     if not processes.is_main():
         return
     print("\n".join(protocol_table(result, values.reference) if "protocol" in result else table(result)))

@@ -78,7 +78,7 @@ def run(values: flags.FlagValues) -> None:
 
     from diffusion_jax.api import open_run
     from diffusion_jax.errors import UserError
-    from diffusion_jax.files import user_path
+    from diffusion_jax.files import check_writable, user_path
     from diffusion_jax.parallel import processes
     from diffusion_jax.pictures import grid, save
     from diffusion_jax.sampling.saved_images import SavedImages
@@ -87,6 +87,7 @@ def run(values: flags.FlagValues) -> None:
     archive = out / "samples.npz"
     if archive.exists() and not values.overwrite:
         raise UserError(f"--out {out}: samples.npz is already there; use another folder or --overwrite")
+    check_writable(archive, "--out")
     drawn = open_run(values.workdir, values.step).draw(sample_request(values))
     shown: list[np.ndarray] = []
     for batch in SavedImages(drawn, archive).batches():

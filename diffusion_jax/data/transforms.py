@@ -1,25 +1,33 @@
 """From an encoded photograph to a square uint8 array."""
 
-import io
-import struct
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from diffusion_jax.data.image_files import DECODING_ERRORS, open_image, orientation_of, parts_of
 from diffusion_jax.data.sources import BadImage
 from diffusion_jax.errors import UserError
 
 Crop = Literal["adm", "celeba"]
 
-FORMATS = ("JPEG", "PNG", "WEBP")
-
 # Width and height of the aligned photographs of CelebA (arXiv 1411.7766).
 ALIGNED_FACE = (178, 218)
 
-# What Pillow's three decoders raise on damaged input.
-DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+# What makes an image upright, by the orientation that its EXIF block states.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# Beyond this ratio of the sides an enlarged image would be far larger than its crop, which alone is then computed.
+THIN = 16
 
 
 @dataclass(frozen=True)
@@ -29,7 +37,8 @@ class ImageDecoder:
     Attributes:
       image_size: height and width of the result, pixels.
       channels: 3 (RGB) or 1 (grey).
-      exif_orientation: turn the image as its EXIF tag says before cropping; False takes pixels as stored.
+      exif_orientation: turn the image as its EXIF tag says before cropping; False takes pixels as stored. Nothing else
+        beside the pixels matters, so an EXIF block that cannot be read counts as none.
       crop: "adm" for `centre_crop`, "celeba" for `face_crop`.
     """
 
@@ -53,14 +62,15 @@ class ImageDecoder:
           UserError: the crop is "celeba" and the image is not of that data set's size.
         """
         try:
-            with Image.open(io.BytesIO(data), formats=FORMATS) as stored:
-                if self.exif_orientation:
-                    ImageOps.exif_transpose(stored, in_place=True)
-                image = to_channels(stored, self.channels)
+            parts = parts_of(data)
+            image = to_channels(open_image(parts.pixels), self.channels)
         except Image.UnidentifiedImageError:
             raise BadImage.of(name, "not a JPEG, PNG or WebP image") from None
         except DECODING_ERRORS as error:
             raise BadImage.of(name, str(error)) from error
+        method = UPRIGHT.get(orientation_of(parts)) if self.exif_orientation else None
+        if method is not None:
+            image = image.transpose(method)
         if self.crop == "celeba":
             if image.size != ALIGNED_FACE:
                 raise UserError(
@@ -82,8 +92,8 @@ class ImageDecoder:
 def to_channels(image: Image.Image, channels: int) -> Image.Image:
     """Converts any mode to 8-bit RGB or grey.
 
-    Transparent pixels are laid over white; 16-bit grey is scaled to 8 bits; CMYK and YCCK go through Pillow's plain
-    conversion; colour profiles are ignored; grey is ITU-R 601 luma.
+    Transparent pixels and those of a transparent colour are laid over white; 16-bit grey is scaled to 8 bits; CMYK and
+    YCCK go through Pillow's plain conversion; colour profiles are ignored; grey is ITU-R 601 luma.
 
     Args:
       image: an image of any Pillow mode.
@@ -91,7 +101,9 @@ def to_channels(image: Image.Image, channels: int) -> Image.Image:
     """
     if image.mode.startswith("I"):
         levels = np.asarray(image).astype(np.uint32)  # H W
-        image = Image.fromarray(((levels * 255 + 32767) // 65535).astype(np.uint8))
+        grey = ((levels * 255 + 32767) // 65535).astype(np.uint8)
+        grey[levels == image.info.get("transparency", -1)] = 255
+        image = Image.fromarray(grey)
     elif image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -114,9 +126,47 @@ def centre_crop(image: Image.Image, size: int) -> np.ndarray:
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = size / min(image.size)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
-    left, top = (image.width - size) // 2, (image.height - size) // 2
+    width, height = round(image.width * scale), round(image.height * scale)
+    left, top = (width - size) // 2, (height - size) // 2
+    if scale > 1 and width > THIN * height:
+        strip = cubic_window(np.asarray(image).swapaxes(0, 1), width, left, size).swapaxes(0, 1)  # H size C
+        return np.array(Image.fromarray(strip).resize((size, size), Image.Resampling.BICUBIC))
+    if scale > 1 and height > THIN * width:
+        narrow = np.asarray(image.resize((size, image.height), Image.Resampling.BICUBIC))  # H size C
+        return cubic_window(narrow, height, top, size)
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
     return np.array(image.crop((left, top, left + size, top + size)))
+
+
+def cubic_window(rows: np.ndarray, new_height: int, first: int, count: int) -> np.ndarray:
+    """Some rows of an image that Pillow would resize bicubically along its height, bit for bit, at the cost of those.
+
+    Args:
+      rows: uint8 [H, W] or [H, W, C].
+      new_height: of the whole image, ≥ first + count.
+      first: the first of the rows wanted, ≥ 0.
+      count: their number.
+
+    Returns:
+      uint8 [count, W] or [count, W, C].
+    """
+    # Pillow's own arithmetic: weights in double precision, rounded to 22 bits behind the point, summed in integers.
+    length, bits = len(rows), 22
+    scale = length / new_height
+    stretch = max(scale, 1.0)
+    support = 2.0 * stretch
+    window = np.empty((count, *rows.shape[1:]), np.uint8)
+    for i in range(count):
+        centre = (first + i + 0.5) * scale
+        start, stop = max(int(centre - support + 0.5), 0), min(int(centre + support + 0.5), length)
+        x = np.abs((np.arange(start, stop) - centre + 0.5) / stretch)
+        near, far = (1.5 * x - 2.5) * x * x + 1.0, (((x - 5.0) * x + 8.0) * x - 4.0) * -0.5
+        weights = np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
+        weights /= sum(weights)
+        levels = np.trunc(weights * (1 << bits) + np.where(weights < 0, -0.5, 0.5)).astype(np.int32)
+        total = np.tensordot(levels, rows[start:stop].astype(np.int32), axes=1) + (1 << (bits - 1))
+        window[i] = np.clip(total >> bits, 0, 255)
+    return window
 
 
 def face_crop(image: Image.Image, size: int) -> np.ndarray:

@@ -12,7 +12,7 @@ import diffusion_jax
 from diffusion_jax.errors import UserError, did_you_mean
 from diffusion_jax.evaluation.metrics.feature_statistics import FeatureStatistics
 from diffusion_jax.evaluation.metrics.frechet import frechet_distance
-from diffusion_jax.evaluation.metrics.inception_score import inception_score
+from diffusion_jax.evaluation.metrics.inception_score import SplitConvention, inception_score
 from diffusion_jax.evaluation.metrics.kid import clip_distance, kernel_distance
 from diffusion_jax.evaluation.metrics.precision_recall import precision_recall
 from diffusion_jax.evaluation.networks.combined_features import CombinedFeatures
@@ -24,6 +24,9 @@ from diffusion_jax.evaluation.settings import LEAST_IMAGES, METRIC_NEEDS
 MOMENT_METRICS = {"fid": "2048", "sfid": "spatial", "fd_dinov2": "dinov2"}
 
 FEW_IMAGES = 10_000
+
+# Conventions of the Inception Score that split images in the order in which they come.
+CONSECUTIVE: tuple[SplitConvention, ...] = ("adm", "openai")
 
 
 class Evaluator:
@@ -215,6 +218,8 @@ def full_result(evaluator: Evaluator, measured: dict[str, Any], samples: dict[st
                 warnings.append(f"the covariance of fewer than {LEAST_IMAGES} images is singular")
         elif count != protocol.sample_count:
             warnings.append(f"{count} images, where protocol {protocol.name} takes {protocol.sample_count}")
+    if "inception_score" in evaluator.metrics:
+        warnings += _score_warnings(protocol, count, bool(samples.get("labels_grouped")))
     if samples.get("uint8", protocol.uint8) != protocol.uint8:
         warnings.append(f"samples made uint8 by {samples['uint8']}, where {protocol.name} takes {protocol.uint8}")
     if evaluator.extractor.precision != "float32":
@@ -230,6 +235,25 @@ def full_result(evaluator: Evaluator, measured: dict[str, Any], samples: dict[st
         "warnings": warnings,
         "versions": {module.__name__: module.__version__ for module in (diffusion_jax, jax, np)},
     }
+
+
+def _score_warnings(protocol: ScoringRules, count: int, labels_grouped: bool) -> list[str]:
+    """What makes an Inception Score far smaller or more erratic than the published ones."""
+    warnings = []
+    if count < FEW_IMAGES:
+        warnings.append(f"an Inception Score of {count} images lies far below that of {protocol.sample_count}")
+    convention, splits = protocol.inception_score, protocol.inception_splits
+    if convention == "adm" and count > splits and count % splits:
+        warnings.append(
+            f"the last block of the Inception Score has {count % splits} images instead of {splits}, scores less and "
+            f"counts as much: give a multiple of {splits}"
+        )
+    if labels_grouped and convention in CONSECUTIVE:
+        warnings.append(
+            f"the samples come class by class, and protocol {protocol.name} splits them for the Inception Score as "
+            "they come, so that a split has few classes: shuffle them with their labels"
+        )
+    return warnings
 
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:

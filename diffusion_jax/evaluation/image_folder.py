@@ -1,7 +1,6 @@
 """A folder of image files as they are: the samples of other programs, one file per image."""
 
 import hashlib
-import io
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,13 +8,13 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from PIL import Image
 
 from diffusion_jax.data import Batch
 from diffusion_jax.data.folder import SUFFIXES
-from diffusion_jax.data.transforms import DECODING_ERRORS, FORMATS
+from diffusion_jax.data.image_files import DECODING_ERRORS, open_image, parts_of
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation.image_sets import BATCH_SIZE, check_range
+from diffusion_jax.evaluation.settings import ImageSettings
 from diffusion_jax.files import read_bytes
 
 LOSSY = (".jpg", ".jpeg", ".webp")
@@ -43,6 +42,7 @@ class ImageFiles:
         if not self.paths:
             raise UserError(f"{folder}: no {', '.join(SUFFIXES)} file in it")
         self.name = str(folder)
+        self.settings: ImageSettings | None = None
         self.count = len(self.paths)
         height, width, channels = _read(self.paths[0]).shape
         self.image_shape = (height, width, channels)
@@ -82,10 +82,10 @@ def _order(path: epath.Path) -> list[tuple[int, int, str]]:
 
 def _read(path: epath.Path) -> np.ndarray:
     try:
-        with Image.open(io.BytesIO(read_bytes(path)), formats=FORMATS) as image:
-            if image.mode != "RGB":
-                raise UserError(f"{path}: is of mode {image.mode}; samples are RGB, so save them as 8-bit RGB")
-            return np.asarray(image)
+        image = open_image(parts_of(read_bytes(path)).pixels)
     except DECODING_ERRORS as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: cannot be read ({reason}); repair or remove it") from error
+    if image.mode != "RGB":
+        raise UserError(f"{path}: is of mode {image.mode}; samples are RGB, so save them as 8-bit RGB")
+    return np.asarray(image)

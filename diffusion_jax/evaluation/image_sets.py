@@ -1,6 +1,7 @@
 """Sets of images to measure: sample files and data sets, both read in batches."""
 
 import contextlib
+import dataclasses
 import json
 import sys
 import time
@@ -13,10 +14,12 @@ from typing import IO, Any, Protocol
 import numpy as np
 from etils import epath
 
-from diffusion_jax.data import Batch, DataConfig, LatentCache, Source, all_records, open_source
+from diffusion_jax.data import Batch, LatentCache, Source, all_records, open_source
 from diffusion_jax.errors import UserError, did_you_mean
+from diffusion_jax.evaluation.settings import ImageSettings
 from diffusion_jax.files import open_to_read, sha256_of, user_path
 from diffusion_jax.parallel import processes
+from diffusion_jax.pictures import to_rgb
 
 BATCH_SIZE = 256
 SECONDS_BETWEEN_WORDS = 10
@@ -38,6 +41,11 @@ class ImageSet(Protocol):
     name: str
     count: int
     image_shape: tuple[int, int, int]
+
+    @property
+    def settings(self) -> ImageSettings | None:
+        """How images became what these are, or those that the model of these was trained on; None if not known."""
+        ...
 
     def batches(self) -> Iterator[Batch]:
         """Every image once, in order: `image` uint8 [B, H, W, C] and, if there are labels, `label` int [B]."""
@@ -83,6 +91,7 @@ class SampleFile:
             raise UserError(f"{path}: arr_0 has shape {list(shape)}{order}; images are [N, H, W, 3], N ≥ 1, in C order")
         if self.labels is not None and self.labels.shape != shape[:1]:
             raise UserError(f"{path}: arr_1 has shape {list(self.labels.shape)}; {shape[0]} images need [{shape[0]}]")
+        self.settings = ImageSettings.recorded(self.info.get("data"))
         self.name = str(path)
         self.count = shape[0]
         self.image_shape = (shape[1], shape[2], shape[3])
@@ -106,38 +115,54 @@ class SampleFile:
     def describe(self) -> dict[str, Any]:
         digest = sha256_of(self.path)
         facts = {"file": self.path.name, "sha256": digest, "count": self.count, "image_shape": list(self.image_shape)}
-        facts |= {key: self.info[key] for key in ("uint8", "label_law") if key in self.info}
+        facts |= {key: self.info[key] for key in ("uint8", "label_law", "data") if key in self.info}
         if self.labels is None:
             return {**facts, "label_counts": None}
-        return {**facts, "label_counts": {str(k): n for k, n in sorted(Counter(self.labels.tolist()).items())}}
+        counts = {str(k): n for k, n in sorted(Counter(self.labels.tolist()).items())}
+        return {**facts, "label_counts": counts, "labels_grouped": grouped(self.labels)}
 
 
 class SourceImages:
-    """All images of a data set.
+    """All images of a data set, grey ones as three equal channels.
 
     Args:
       source: the data set.
+      settings: under which it was opened; None where it knows of none.
 
     Raises:
       UserError: it is a cache of latents.
     """
 
-    def __init__(self, source: Source):
+    def __init__(self, source: Source, settings: ImageSettings | None = None):
         if isinstance(source, LatentCache):
             raise UserError(f"{source.identity}: holds latents, not images; name the images that were encoded")
-        self._source = source
+        self._source, self.settings = source, settings
         self.name = source.identity
         self.count = len(source)
-        self.image_shape = source.image_shape
+        self.image_shape = (*source.image_shape[:2], 3)
 
     def batches(self) -> Iterator[Batch]:
-        return all_records(self._source, BATCH_SIZE)
+        for batch in all_records(self._source, BATCH_SIZE):
+            yield {**batch, "image": to_rgb(batch["image"])}
 
     def describe(self) -> dict[str, Any]:
-        return {"identity": self._source.identity, "count": self.count}
+        data = {"data": self.settings.facts()} if self.settings else {}
+        return {"identity": self._source.identity, "count": self.count, **data}
 
 
-def open_image_set(name: str, image_shape: tuple[int, int, int], split: str = "train") -> ImageSet:
+def open_data_set(name: str, image_size: int, split: str, settings: ImageSettings) -> SourceImages:
+    """All images of "digits", "shapes", "folder:PATH" or "tfds:NAME" under settings, as far as they concern it."""
+    kind = name.partition(":")[0]
+    if kind == "digits":  # grey ones as they are, in any number of channels
+        return SourceImages(open_source(ImageSettings().data(name, image_size, split)))
+    return SourceImages(
+        open_source(settings.data(name, image_size, split)), dataclasses.replace(settings, dataset=kind)
+    )
+
+
+def open_image_set(
+    name: str, image_shape: tuple[int, int, int], split: str = "train", settings: ImageSettings | None = None
+) -> ImageSet:
     """Opens what `--reference` names.
 
     Args:
@@ -146,6 +171,7 @@ def open_image_set(name: str, image_shape: tuple[int, int, int], split: str = "t
       image_shape: (H, W, C) that the images must have; those of `shapes` are rendered at its size, and those of
         `folder` and `tfds` cropped and resized to it as for training.
       split: of the data set, where the name says nothing of it.
+      settings: how its images become those that the samples are compared with; None is as of `ImageSettings()`.
 
     Raises:
       UserError: there is no such data, or it is of another size.
@@ -159,12 +185,12 @@ def open_image_set(name: str, image_shape: tuple[int, int, int], split: str = "t
         return images
     if kind not in ("digits", "shapes", "folder", "tfds"):
         raise UserError(f"'{name}' is no data set and no .npz file{did_you_mean(name, DATASETS)}")
-    height, width, channels = image_shape
+    height, width, _ = image_shape
     if height != width:
         raise UserError(f"{name}: data sets hold square images, the samples are {height}×{width}; give a .npz file")
     split = rest or split if kind == "digits" else split
     data_name = "digits" if kind == "digits" else name
-    return SourceImages(open_source(DataConfig(data_name, height, split, channels)))
+    return open_data_set(data_name, height, split, settings or ImageSettings())
 
 
 def with_progress(images: ImageSet) -> Iterator[Batch]:
@@ -176,6 +202,18 @@ def with_progress(images: ImageSet) -> Iterator[Batch]:
         if processes.is_main() and time.monotonic() - last > SECONDS_BETWEEN_WORDS:
             last = time.monotonic()
             print(f"{images.name}: {taken}/{images.count} images measured", file=sys.stderr, flush=True)
+
+
+def grouped(labels: np.ndarray) -> bool:
+    """Whether labels [N] come class by class, in any order of the classes, not mixed or in turn.
+
+    Neighbours are of one class more often than halfway from independent draws (Σ p²) to always.
+    """
+    if len(labels) < 2:
+        return False
+    shares = np.unique(labels, return_counts=True)[1] / len(labels)
+    by_chance = float((shares**2).sum())
+    return bool(np.mean(labels[1:] == labels[:-1]) > (1 + by_chance) / 2)
 
 
 def check_range(images: np.ndarray, name: str) -> None:

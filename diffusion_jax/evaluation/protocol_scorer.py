@@ -19,7 +19,7 @@ from diffusion_jax.evaluation.networks.vision_weights import (
 )
 from diffusion_jax.evaluation.protocols import ScoringRules, protocol_named
 from diffusion_jax.evaluation.references import is_statistics_file, read_reference, reference_from_images
-from diffusion_jax.evaluation.settings import METRIC_NEEDS, ScoringConfig
+from diffusion_jax.evaluation.settings import METRIC_NEEDS, ImageSettings, ScoringConfig
 from diffusion_jax.files import user_path
 
 DEFAULT_PROTOCOL = "adm"
@@ -64,7 +64,13 @@ def open_extractor(config: ScoringConfig, protocol: ScoringRules, taps: Iterable
 class ProtocolScorer:
     """Scores images by the Inception network under a protocol; arguments as of `open_scorer`."""
 
-    def __init__(self, config: ScoringConfig, image_shape: tuple[int, int, int], count: int):
+    def __init__(
+        self,
+        config: ScoringConfig,
+        image_shape: tuple[int, int, int],
+        count: int,
+        settings: ImageSettings | None = None,
+    ):
         protocol = protocol_named(config.protocol or DEFAULT_PROTOCOL)
         metrics = config.metrics or protocol.metrics
         check_metrics(metrics, offered_metrics(config))
@@ -76,9 +82,10 @@ class ProtocolScorer:
         if config.reference is not None:
             path = user_path(config.reference) if config.reference.endswith(".npz") else None
             if path is not None and (is_statistics_file(path) or not path.is_file()):
-                reference = read_reference(path, extractor, config.allow_other_resize)
+                reference = read_reference(path, extractor, config.allow_other_resize, image_shape, settings)
             else:
-                reference = reference_from_images(open_image_set(config.reference, image_shape), extractor)
+                images = open_image_set(config.reference, image_shape, settings=settings)
+                reference = reference_from_images(images, extractor)
         self.evaluator = Evaluator(protocol, extractor, reference, metrics, config.allow_few)
 
     def measure(self, samples: ImageSet) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation.image_sets import DAMAGE, ImageSet, SampleFile, with_progress
 from diffusion_jax.evaluation.metrics.feature_statistics import FeatureStatistics
 from diffusion_jax.evaluation.networks.combined_features import CombinedFeatures
+from diffusion_jax.evaluation.settings import ImageSettings
 from diffusion_jax.files import open_atomically, open_to_read, sha256_of
 
 Moments = tuple[np.ndarray, np.ndarray]
@@ -131,14 +132,22 @@ def is_statistics_file(path: epath.Path) -> bool:
         return False
 
 
-def read_reference(path: epath.Path, extractor: CombinedFeatures, allow_other_resize: bool = False) -> Reference:
+def read_reference(
+    path: epath.Path,
+    extractor: CombinedFeatures,
+    allow_other_resize: bool = False,
+    image_shape: tuple[int, int, int] | None = None,
+    settings: ImageSettings | None = None,
+) -> Reference:
     """Reads the statistics files of this library, of ADM (`VIRTUAL_*.npz`) and of pytorch-fid.
 
     Args:
       path: a .npz with `mu` and `sigma`, perhaps `mu_s` and `sigma_s`, and perhaps images `arr_0`, which are measured.
       extractor: through which the samples are seen.
       allow_other_resize: take statistics that were recorded under another resize rule, network or scale, as U-ViT's
-        ImageNet numbers did.
+        ImageNet numbers did, or of images of another size or other settings.
+      image_shape: (H, W, C) of the samples; None if not known.
+      settings: of the images that the samples' model was trained on; None if not known.
 
     Raises:
       UserError: a damaged file, a missing key, moments of another width or that are none, or a record that does not
@@ -161,7 +170,8 @@ def read_reference(path: epath.Path, extractor: CombinedFeatures, allow_other_re
         for tap, keys in KEYS.items()
         if tap in extractor.widths and (tap == "2048" or names & {*keys})
     }
-    warnings = _check_record(path, info, extractor, allow_other_resize)
+    differing = _other_images(info, image_shape, settings)
+    warnings = _check_record(path, info, extractor, differing, allow_other_resize)
     digest = sha256_of(path)
     absent = [tap for tap in KEPT_KEYS if tap in extractor.widths and tap not in rows]
     if absent and "arr_0" in names:
@@ -199,13 +209,31 @@ def _moments(path: epath.Path, arrays: Mapping[str, np.ndarray], tap: str, width
     return mean, covariance
 
 
-def _check_record(path: epath.Path, info: dict[str, Any], extractor: CombinedFeatures, allow: bool) -> list[str]:
-    """What differs between the record and the extractor; an error unless it is allowed."""
+def _other_images(
+    info: dict[str, Any], image_shape: tuple[int, int, int] | None, settings: ImageSettings | None
+) -> list[str]:
+    """What the record says of its images that differs from what is known of the samples'."""
+    differing = []
+    recorded = ImageSettings.recorded(info.get("data"))
+    if recorded is None and str(info.get("identity")).startswith(("folder:", "tfds:")):
+        recorded = ImageSettings()  # the only ones there were for references that state none
+    if recorded is not None and settings is not None:
+        differing += recorded.differences(settings)
+    size = tuple(info.get("image_shape", ()))[:2]
+    if image_shape is not None and size and size != image_shape[:2]:
+        differing.append("images of {}×{}, not {}×{}".format(*size, *image_shape[:2]))
+    return differing
+
+
+def _check_record(
+    path: epath.Path, info: dict[str, Any], extractor: CombinedFeatures, differing: list[str], allow: bool
+) -> list[str]:
+    """What differs between the record and the extractor, after what is known to; an error unless it is allowed."""
     recorded = {each["name"]: each for each in info.get("further", [])}
     if "extractor" in info:
         recorded[info["extractor"]] = info
     facts = extractor.describe()
-    differing = []
+    differing = list(differing)
     if "extractor" in info and "2048" in extractor.widths and facts["name"] not in recorded:
         differing.append(f"extractor {info['extractor']}, not {facts['name']}")
     for each in (facts, *facts.get("further", [])):
@@ -217,7 +245,7 @@ def _check_record(path: epath.Path, info: dict[str, Any], extractor: CombinedFea
         ]
     if differing and not allow:
         raise UserError(
-            f"{path}: was made with {'; '.join(differing)}; choose the protocol it was made for, or "
-            "--allow-other-resize to mix them and have it stated"
+            f"{path}: was made with {'; '.join(differing)}; choose the protocol or the samples it was made for, make "
+            "it anew (diffusion-jax reference), or --allow-other-resize to mix them and have it stated"
         )
     return [f"reference made with {text}" for text in differing]

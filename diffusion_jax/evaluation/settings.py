@@ -1,9 +1,12 @@
 """How images are scored: the config section `evaluate` and what it may ask for."""
 
 import dataclasses
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
+from diffusion_jax.data import DataConfig
 from diffusion_jax.data.digits import NATIVE_SIZE
+from diffusion_jax.data.transforms import Crop
 from diffusion_jax.errors import UserError, did_you_mean
 
 METRIC_NEEDS = {
@@ -30,7 +33,68 @@ ProtocolName = Literal["adm", "ldm", "uvit", "clean", "edm"]
 DIGITS_METRICS = ("frechet_distance", "class_agreement")
 
 
+# The settings of images that decide their pixels.
+STATED = ("crop", "exif_orientation", "channels")
+
 LOWER_IS_BETTER = ("fid", "sfid", "kid", "fd_dinov2", "cmmd", "frechet_distance")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageSettings:
+    """What became of the images that a model was trained on, and so must become of those that it is compared with.
+
+    Attributes:
+      crop: as of `DataConfig`.
+      exif_orientation: as of `DataConfig`.
+      channels: as of `DataConfig`.
+      on_bad_image: as of `DataConfig`; changes which images there are, not what becomes of them.
+      data_dir: as of `DataConfig`; says where images are, not what becomes of them.
+      dataset: what kind of data set it was, "folder", "tfds", "digits", "shapes" or "cache"; None if not known.
+    """
+
+    crop: Crop = "adm"
+    exif_orientation: bool = True
+    channels: int = 3
+    on_bad_image: Literal["raise", "skip"] = "raise"
+    data_dir: str | None = None
+    dataset: str | None = None
+
+    @classmethod
+    def of(cls, data: DataConfig) -> "ImageSettings":
+        """Those of a run, from its section `data`."""
+        shared = {
+            field.name: getattr(data, field.name) for field in dataclasses.fields(cls) if hasattr(data, field.name)
+        }
+        return cls(**shared, dataset=data.name.partition(":")[0])
+
+    @classmethod
+    def recorded(cls, facts: Any) -> "ImageSettings | None":
+        """What `facts` gave, read from a file; None unless it says all of them."""
+        if not isinstance(facts, Mapping) or not {*STATED} <= facts.keys():
+            return None
+        return cls(**{key: facts[key] for key in STATED}, dataset=facts.get("dataset"))
+
+    def facts(self) -> dict[str, Any]:
+        """What files and results state, ready for JSON."""
+        return {key: getattr(self, key) for key in (*STATED, "dataset")}
+
+    def differences(self, other: "ImageSettings") -> list[str]:
+        """Why images of these settings must not be compared with those of others, as "key=ours, not theirs"."""
+        pairs = [(key, getattr(self, key), getattr(other, key)) for key in STATED]
+        return [f"{key}={ours}, not {theirs}" for key, ours, theirs in pairs if ours != theirs]
+
+    def data(self, name: str, image_size: int, split: str) -> DataConfig:
+        """The config that reads a data set under these settings."""
+        return DataConfig(
+            name,
+            image_size,
+            split,
+            self.channels,
+            exif_orientation=self.exif_orientation,
+            crop=self.crop,
+            on_bad_image=self.on_bad_image,
+            data_dir=self.data_dir,
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ import diffusion_jax
 from diffusion_jax.data.shapes import Shapes, recognise
 from diffusion_jax.errors import UserError, did_you_mean
 from diffusion_jax.evaluation.image_sets import ImageSet, open_image_set
-from diffusion_jax.evaluation.settings import ScoringConfig
+from diffusion_jax.evaluation.settings import ImageSettings, ScoringConfig
 
 METRICS = ("class_agreement",)
 LEAST_OVERLAP = 0.7
@@ -22,17 +22,24 @@ class ShapesScorer:
       config: how to score; its reference is `shapes` or `shapes:OPTIONS`.
       image_shape: (H, W, C) of the samples.
       count: how many there are.
+      settings: of the images that the model was trained on; None if not known.
 
     Raises:
       UserError: another metric than class_agreement, or images that are not square or of too few pixels.
     """
 
-    def __init__(self, config: ScoringConfig, image_shape: tuple[int, int, int], count: int):
+    def __init__(
+        self,
+        config: ScoringConfig,
+        image_shape: tuple[int, int, int],
+        count: int,
+        settings: ImageSettings | None = None,
+    ):
         for name in config.metrics or METRICS:
             if name not in METRICS:
                 raise UserError(f"metric '{name}' is not known for shapes{did_you_mean(name, METRICS)}")
-        self.reference = open_image_set(str(config.reference), image_shape)
-        self.held_out = open_image_set(str(config.reference), image_shape, split="test")
+        self.reference = open_image_set(str(config.reference), image_shape, settings=settings)
+        self.held_out = open_image_set(str(config.reference), image_shape, split="test", settings=settings)
 
     def measure(self, samples: ImageSet) -> dict[str, Any]:
         """The result, ready for JSON.
@@ -48,10 +55,11 @@ class ShapesScorer:
         Raises:
           UserError: samples without labels, or with labels of other classes.
         """
+        values = _recognised(samples, samples.count)
         held_out = {**_recognised(self.held_out, samples.count), **self.held_out.describe()}
         held_out["count"] = min(samples.count, self.held_out.count)
         return {
-            **_recognised(samples, samples.count),
+            **values,
             "held_out": held_out,
             "count": samples.count,
             "samples": samples.describe(),

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 
 from diffusion_jax.data import Batch
+from diffusion_jax.evaluation.image_sets import grouped
+from diffusion_jax.evaluation.settings import ImageSettings
 from diffusion_jax.models.frozen import Frozen
 from diffusion_jax.pictures import to_rgb
 from diffusion_jax.runs.system import DiffusionSystem
@@ -46,6 +48,7 @@ class DrawnImages:
         self.name = f"samples of {facts['workdir']}"
         self.count = len(requests)
         self.image_shape = (system.data.image_size, system.data.image_size, 3)
+        self.settings = ImageSettings.of(system.data)
 
     def raw_batches(self) -> Iterator[np.ndarray]:
         """The images in order, uint8 [B, H, W, C] with the channels of the model."""
@@ -68,10 +71,12 @@ class DrawnImages:
         return {
             **self.facts,
             **({} if self.stream.labelled else {"label_law": None}),
+            "data": self.settings.facts(),
             "seed": self.seed,
             "uint8": self.stream.uint8,
             "sampler": dict(self.system.config["sampler"]),
             "guidance": dict(self.system.config["guidance"]),
+            **({} if self.labels is None else {"labels_grouped": grouped(self.labels)}),
             "count": self.count,
             "image_shape": list(self.image_shape),
         }

@@ -23,6 +23,7 @@ class SavedImages:
     def __init__(self, drawn: DrawnImages, path: epath.Path | None):
         self.drawn, self.path = drawn, path
         self.name, self.count, self.image_shape = drawn.name, drawn.count, drawn.image_shape
+        self.settings = drawn.settings
 
     def batches(self) -> Iterator[Batch]:
         """See `DrawnImages`."""

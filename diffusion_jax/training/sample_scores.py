@@ -6,6 +6,7 @@ from jax.sharding import Mesh
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation.scoring import open_scorer, uint8_rule, values_of
+from diffusion_jax.evaluation.settings import ImageSettings
 from diffusion_jax.models.frozen import Frozen
 from diffusion_jax.parallel import processes
 from diffusion_jax.runs.checkpoints import Checkpoints
@@ -35,7 +36,8 @@ class TrainingEvaluation:
         self.system, self.folder, self.config = system, folder, system.evaluate
         self.stream = SampleStream(system, mesh, uint8=uint8_rule(self.config.protocol))
         self.requests = default_requests(system, self.config.num, system.train.seed, self.config.labels)
-        self.scorer = open_scorer(self.config, (system.data.image_size, system.data.image_size, 3), self.config.num)
+        shape, data = (system.data.image_size, system.data.image_size, 3), system.data
+        self.scorer = open_scorer(self.config, shape, self.config.num, ImageSettings.of(data))
         self.best: Checkpoints | None = None
         self.best_value: float | None = None
         if self.config.best is not None:

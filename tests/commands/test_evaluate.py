@@ -1,7 +1,9 @@
 """`diffusion-jax evaluate` in this process: the file it writes, what it prints, what it refuses."""
 
 import dataclasses
+import errno
 import json
+import os
 
 import jax
 import numpy as np
@@ -9,12 +11,17 @@ import pytest
 from absl import flags
 from PIL import Image
 
+from diffusion_jax import files
+from diffusion_jax.__main__ import with_underscores
 from diffusion_jax.commands import evaluate, reference
+from diffusion_jax.data import DataConfig, open_source
 from diffusion_jax.data.digits import Digits
 from diffusion_jax.errors import UserError
-from diffusion_jax.evaluation import protocol_scorer
+from diffusion_jax.evaluation import protocol_scorer, scoring
+from diffusion_jax.evaluation.image_sets import SampleFile
 from diffusion_jax.evaluation.networks.inception_features import InceptionFeatures
 from diffusion_jax.evaluation.networks.vision_weights import CLIP, DINOV2
+from diffusion_jax.evaluation.settings import ImageSettings
 
 TINY = {"image_size": 14, "width": 16, "depth": 1, "heads": 2, "patch_size": 7}
 
@@ -82,10 +89,24 @@ def test_a_reference_that_holds_the_test_digits_leaves_nothing_to_compare_with(r
     assert "held-out" not in capsys.readouterr().out
 
 
-def test_a_result_that_cannot_be_written_is_at_least_printed(run, home, capsys):
-    out = home / "samples.npz" / "result.json"
-    with pytest.raises(UserError, match=r"result.json: cannot be written \(File exists\)"):
-        run(samples=home / "samples.npz", reference="digits", out=out)
+@pytest.mark.parametrize("flag", ["out", "save_samples"])
+def test_a_result_that_cannot_be_written_is_not_measured(run, home, tmp_path, flag, capsys, monkeypatch):
+    monkeypatch.setattr(scoring, "open_scorer", None)
+    places = {"out": tmp_path / "out.json"} | {flag: home / "samples.npz" / "result"}
+    with pytest.raises(UserError, match=rf"^--{flag.replace('_', '-')} .*result: cannot be written \(File exists\)"):
+        run(samples=home / "samples.npz", reference="digits", **places)
+    with pytest.raises(UserError, match=r"cannot be written \(Is a directory\)"):
+        run(samples=home / "samples.npz", reference="digits", out=tmp_path, overwrite=True)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_result_that_can_no_longer_be_written_is_at_least_printed(run, home, tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files, "write_atomically", full)
+    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\)"):
+        run(samples=home / "samples.npz", reference="digits", out=tmp_path / "result.json")
     assert "class_agreement" in capsys.readouterr().out
 
 
@@ -184,6 +205,73 @@ def test_a_reference_of_a_folder_records_how_its_images_were_made(projection, ph
     assert (info["extractor"], info["resize"], info["weights_sha256"]) == ("projection", "tf1_bilinear", "0" * 64)
 
 
+@pytest.fixture
+def faces(photographs):
+    """Photographs of CelebA's size, and samples of a run on their faces, which hit them exactly."""
+    folder = photographs / "faces"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(40):
+        Image.fromarray(rng.integers(0, 256, (218, 178, 3), np.uint8)).save(folder / f"{i:02}.png")
+    data = DataConfig(f"folder:{folder}", 12, crop="celeba")
+    source = open_source(data)
+    images = np.stack([source[i]["image"] for i in range(40)])
+    facts = {"data": ImageSettings.of(data).facts()}
+    np.savez(photographs / "drawn.npz", arr_0=images, info=json.dumps(facts))
+    np.savez(photographs / "foreign.npz", arr_0=images)
+    return folder
+
+
+def test_photographs_of_a_reference_are_cut_as_those_of_the_run(run, projection, photographs, faces):
+    common = {"allow_few": True, "metrics": "fid"}
+
+    def fid(**options):
+        run(**common, **options, out=photographs / "result.json", overwrite=True)
+        return json.loads((photographs / "result.json").read_text())["metrics"]["fid"]
+
+    drawn, foreign, cut = photographs / "drawn.npz", photographs / "foreign.npz", photographs / "cut.npz"
+    assert fid(samples=drawn, reference=f"folder:{faces}") == pytest.approx(0, abs=1e-6)
+    assert fid(samples=foreign, reference=f"folder:{faces}", crop="celeba") == pytest.approx(0, abs=1e-6)
+    assert fid(samples=foreign, reference=f"folder:{faces}") > 1e-3
+    with pytest.raises(UserError, match=r"trained on other images \(crop=adm, not celeba\)"):
+        fid(samples=drawn, reference=f"folder:{faces}", crop="adm")
+    make_reference(data=f"folder:{faces}", image_size=12, crop="celeba", out=cut)
+    assert fid(samples=drawn, reference=cut) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_stored_reference_of_other_images_is_refused(run, projection, photographs, faces):
+    options = {"samples": photographs / "drawn.npz", "allow_few": True, "metrics": "fid"}
+    stored, out = photographs / "ref.npz", photographs / "result.json"
+    make_reference(data=f"folder:{faces}", image_size=12, out=stored)
+    with pytest.raises(UserError, match=r"ref\.npz: was made with crop=adm, not celeba; .* make it anew"):
+        run(**options, reference=stored, out=out)
+    run(**options, reference=stored, out=out, allow_other_resize=True)
+    assert "reference made with crop=adm, not celeba" in json.loads(out.read_text())["warnings"]
+    with np.load(stored) as archive:
+        arrays = dict(archive)
+    info = json.loads(str(arrays["info"]))
+    del info["data"]  # as in files that state the transform in a line for people alone
+    np.savez(stored, **(arrays | {"info": json.dumps(info)}))
+    with pytest.raises(UserError, match=r"made with crop=adm, not celeba"):
+        run(**options, reference=stored, out=out, overwrite=True)
+    make_reference(data=f"folder:{faces}", image_size=8, crop="celeba", out=stored, overwrite=True)
+    with pytest.raises(UserError, match=r"made with images of 8×8, not 12×12"):
+        run(**options, reference=stored, out=out, overwrite=True)
+
+
+def test_a_reference_that_cannot_match_is_refused_before_it_is_measured(run, photographs, faces, monkeypatch):
+    monkeypatch.setattr(evaluate, "open_samples", lambda values: SampleFile(photographs / "drawn.npz"))
+    for name in ("ProtocolScorer", "ShapesScorer", "DigitsScorer"):
+        monkeypatch.setattr(scoring, name, None)
+    common = {"samples": photographs / "drawn.npz", "out": photographs / "result.json"}
+    with pytest.raises(UserError, match=r"^--reference digits: digits are 8×8, the samples 12×12: "):
+        run(**common, reference="digits")
+    with pytest.raises(UserError, match=r"^--reference shapes: the samples are of a model of 'folder': "):
+        run(**common, reference="shapes")
+    with pytest.raises(UserError, match=r"leave out --crop"):
+        make_reference(data=photographs / "real.npz", crop="adm", out=photographs / "ref.npz")
+
+
 def test_metrics_of_other_networks_are_offered_where_their_weights_are(run, home, photographs):
     asked = {"samples": photographs / "fake.npz", "reference": photographs / "real.npz", "allow_few": True}
     with pytest.raises(UserError) as caught:
@@ -264,3 +352,8 @@ def test_references_need_a_size_and_a_place(tmp_path, changes, message):
 def test_flags_that_are_needed(run, given):
     with pytest.raises(UserError, match="give --out, and either --samples or --workdir"):
         run(**given)
+
+
+def test_switches_are_turned_off_with_dashes_too():
+    words = ["--no-exif-orientation", "--num-steps=1", "--no-overwrite"]
+    assert [with_underscores(word) for word in words] == ["--noexif_orientation", "--num_steps=1", "--nooverwrite"]

@@ -82,7 +82,7 @@ def test_what_is_asked_for_changes_the_samples(command_line, run, samples, tmp_p
     ("arguments", "message"),
     [
         (["--guide-workdir=/nowhere"], "there is no run"),
-        (["--classifier-workdir=RUN"], "this run trained a diffusion model, not a classifier of noisy data; name it as --guide"),
+        (["--classifier-workdir=RUN"], "this run trained a diffusion model, not a classifier of noisy data; name it"),
         (["--sampler=dim"], "did you mean 'ddim'"),
         (["--sampler=ddim_inversion"], "walks from data to noise and samples are drawn from noise"),
         (["--sampler=ddpm", "--config.sampler.grid=ddim", "--steps=37"], "use 36 or 38, or grid 'linspace'"),

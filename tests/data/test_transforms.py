@@ -1,4 +1,5 @@
 import io
+import resource
 
 import numpy as np
 import pytest
@@ -64,6 +65,25 @@ def test_the_rest_of_the_way_is_bicubic(height, width):
     top, left = (len(rows) - size) // 2, (len(columns) - size) // 2
     expected = expected.clip(0, 255)[top : top + size, left : left + size]
     np.testing.assert_allclose(centre_crop(Image.fromarray(image), size), expected, atol=1.01)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 700), (700, 1), (3, 200), (200, 3), (7, 300), (211, 11)])
+@pytest.mark.parametrize("channels", [(), (3,)])
+def test_a_thin_image_is_cut_from_the_whole_that_pillow_makes(height, width, channels):
+    size = 16
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, *channels), dtype=np.uint8))
+    scale = size / min(height, width)
+    whole = np.asarray(image.resize((round(width * scale), round(height * scale)), Image.Resampling.BICUBIC))
+    top, left = ((length - size) // 2 for length in whole.shape[:2])
+    np.testing.assert_array_equal(centre_crop(image, size), whole[top : top + size, left : left + size])
+
+
+@pytest.mark.parametrize("shape", [(1, 20_000), (20_000, 1)])
+def test_a_thin_image_takes_no_memory_to_speak_of(shape):
+    """Enlarged whole, it would be 5 GB."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    centre_crop(Image.fromarray(np.zeros((*shape, 3), np.uint8)), 256)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB
 
 
 def test_a_face_of_celeba_is_the_published_box():

@@ -98,6 +98,41 @@ def test_every_metric_is_that_of_the_features(reference):
     assert {name: values[name] for name in near} == near
 
 
+def score_warnings(protocol, labels, tmp_path):
+    """Those of the Inception Score of images with these labels."""
+    path = tmp_path / "samples.npz"
+    np.savez(path, arr_0=np.ones((len(labels), 1, 1, 3), np.uint8) * 2, arr_1=labels)
+    samples = SampleFile(path)
+    judge = Evaluator(PROTOCOLS[protocol], Projection(), None, ("inception_score",))
+    return full_result(judge, {"count": samples.count, "metrics": {}}, samples.describe())["warnings"]
+
+
+DRAWN = np.random.default_rng(0).integers(0, 100, 10_000)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "labels", "words"),
+    [
+        ("adm", DRAWN, []),
+        ("uvit", DRAWN, []),
+        ("adm", np.arange(10_000) % 100, []),
+        ("adm", np.sort(DRAWN), ["class by class"]),
+        ("uvit", np.sort(DRAWN), ["class by class"]),
+        ("uvit", np.sort(DRAWN)[::-1], ["class by class"]),
+        ("uvit", np.concatenate([np.sort(part) for part in np.split(DRAWN, 10)]), ["class by class"]),
+        ("ldm", np.sort(DRAWN), []),
+        ("adm", np.concatenate([DRAWN, DRAWN[:1]]), ["last block of the Inception Score has 1 images instead of 5000"]),
+        ("uvit", np.concatenate([DRAWN, DRAWN[:1]]), []),
+        ("adm", DRAWN[:5001], ["Inception Score of 5001 images lies far below", "last block"]),
+        ("adm", DRAWN[:2], ["Inception Score of 2 images lies far below that of 50000"]),
+        ("ldm", DRAWN[:100], ["Inception Score of 100 images"]),
+    ],
+)
+def test_an_inception_score_that_says_little_is_told(protocol, labels, words, tmp_path):
+    warnings = score_warnings(protocol, labels, tmp_path)
+    assert len(warnings) == len(words) and all(word in text for word, text in zip(words, warnings, strict=True))
+
+
 @pytest.mark.parametrize("size", [1, 7, 300])
 def test_the_batch_size_does_not_matter(reference, size):
     fake = some_images(1)

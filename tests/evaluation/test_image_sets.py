@@ -1,15 +1,19 @@
 """Sample files and data sets: what is read, what is refused."""
 
 import hashlib
+import json
 import zipfile
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from diffusion_jax.data import DataConfig, open_source
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import image_sets
 from diffusion_jax.evaluation.image_sets import BATCH_SIZE, SampleFile, open_image_set, with_progress
+from diffusion_jax.evaluation.settings import ImageSettings
+from diffusion_jax.pictures import to_rgb
 
 SHAPE = (8, 8, 3)
 
@@ -150,6 +154,61 @@ def test_a_folder_is_read_at_the_size_of_the_samples(tmp_path, digits):
     assert np.array_equal(read(images), want[:30][order])
     assert "classes=10" in images.describe()["identity"]
     assert open_image_set(f"folder:{tmp_path}", (16, 16, 3)).image_shape == (16, 16, 3)
+
+
+@pytest.fixture
+def faces(tmp_path):
+    """Four aligned photographs of CelebA's size, of noise, two of them stored lying on their side."""
+    folder = tmp_path / "faces"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        image = Image.fromarray(rng.integers(0, 256, (218, 178, 3), np.uint8))
+        exif = Image.Exif()
+        exif[0x0112] = 3 if i % 2 else 1
+        image.save(folder / f"{i}.png", exif=exif)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"crop": "celeba"},
+        {"exif_orientation": False},
+        {"channels": 1},
+        {"crop": "celeba", "exif_orientation": False, "channels": 1},
+    ],
+)
+def test_a_reference_becomes_what_the_images_of_the_run_became(faces, options):
+    data = DataConfig(f"folder:{faces}", 8, **options)
+    trained_on = open_source(data)
+    want = to_rgb(np.stack([trained_on[i]["image"] for i in range(4)]))
+    images = open_image_set(f"folder:{faces}", SHAPE, settings=ImageSettings.of(data))
+    assert images.image_shape == SHAPE and images.describe()["identity"] == trained_on.identity
+    assert np.array_equal(read(images), want)
+    assert not np.array_equal(read(open_image_set(f"folder:{faces}", SHAPE)), want)
+
+
+def test_a_reference_is_read_where_and_as_far_as_the_data_of_the_run(faces):
+    (faces / "9.png").write_bytes(b"damaged")
+    with pytest.raises(UserError, match=r"9\.png: cannot be read"):
+        read(open_image_set(f"folder:{faces}", SHAPE))
+    skipping = ImageSettings(on_bad_image="skip", data_dir="/data")
+    assert len(read(open_image_set(f"folder:{faces}", SHAPE, settings=skipping))) == 5
+    assert skipping.data("tfds:x", 8, "train").data_dir == "/data"
+
+
+def test_grey_shapes_are_compared_with_grey_shapes():
+    images = next(open_image_set("shapes", (16, 16, 3), settings=ImageSettings(channels=1)).batches())["image"]
+    assert images.shape[1:] == (16, 16, 3) and (images == images[..., :1]).all()
+
+
+def test_a_sample_file_says_of_what_images_its_model_was_trained(tmp_path):
+    path, stated = tmp_path / "samples.npz", ImageSettings(crop="celeba", channels=1, dataset="folder")
+    np.savez(path, arr_0=some_images(3), info=json.dumps({"data": stated.facts()}))
+    assert SampleFile(path).settings == stated and SampleFile(path).describe()["data"] == stated.facts()
+    np.savez(path, arr_0=some_images(3), info=json.dumps({"seed": 0}))
+    assert SampleFile(path).settings is None
 
 
 @pytest.mark.parametrize(

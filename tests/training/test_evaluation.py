@@ -75,6 +75,15 @@ def test_samples_become_uint8_by_the_protocol(monkeypatch, tmp_path, protocol, r
     assert evaluation.TrainingEvaluation(system, make_mesh(MeshConfig()), tmp_path).stream.uint8 == rule
 
 
+def test_a_reference_is_read_as_the_data_of_the_run(monkeypatch, tmp_path):
+    words = ["data.crop=celeba", "data.exif_orientation=False", "data.channels=1"]
+    config = load_config("configs/digits.py:smoke", [f"--config.{word}" for word in words], DIFFUSION_SCHEMA)
+    system = DiffusionSystem(config, DatasetFacts(10, tuple("0123456789"), "none"))
+    monkeypatch.setattr(evaluation, "open_scorer", lambda *arguments: arguments[-1])
+    settings = evaluation.TrainingEvaluation(system, make_mesh(MeshConfig()), tmp_path).scorer
+    assert settings.facts() == {"crop": "celeba", "exif_orientation": False, "channels": 1, "dataset": "digits"}
+
+
 def test_a_run_without_a_best_checkpoint_says_so(run, tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UserError, match=r"--step best: .* has none"):

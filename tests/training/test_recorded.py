@@ -17,7 +17,7 @@ import pytest
 from diffusion_jax.__main__ import main
 
 RECORDED = json.loads((pathlib.Path(__file__).parents[1] / "golden" / "recorded_losses.json").read_text())
-SLOW = ("autoencoder", "latent_dit")
+SLOW = ("autoencoder", "latent_dit", "unet", "ascend")
 
 
 def names(section):

@@ -79,14 +79,14 @@ def make_folder(path: epath.PathLike) -> None:
 
 
 def check_writable(path: epath.PathLike, flag: str) -> None:
-    """Finds out before long work whether its result can be written; makes the folder.
+    """Finds out before long work whether its result can be written; leaves nothing there.
 
     Args:
       path: the file to come.
       flag: what the error names, such as "--out".
 
     Raises:
-      UserError: the folder cannot be made or written to, or the path is a folder.
+      UserError: it is a folder, or the nearest folder above it that is there cannot be written to.
     """
     try:
         if in_bucket(path):
@@ -95,8 +95,8 @@ def check_writable(path: epath.PathLike, flag: str) -> None:
         path = pathlib.Path(path)
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
+        above = next(each for each in path.absolute().parents if each.exists())
+        with tempfile.TemporaryFile(dir=above):
             pass
     except OSError as error:
         raise UserError(f"{flag} {path}: cannot be written ({error.strerror or error}); use another place") from error

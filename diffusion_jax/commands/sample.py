@@ -48,7 +48,8 @@ def define_run_flags(values: flags.FlagValues) -> None:
     real = functools.partial(define_float, values)
     text("workdir", None, "The run to sample from.", flag_values=values)
     number("num", None, "Number of samples.", lower_bound=1, flag_values=values)
-    text("labels", None, "balanced (default), uniform, a range (0-9) or a list (3,3,7).", flag_values=values)
+    what = "balanced (default), uniform, or a list of numbers, ranges and names of classes (3,3,7 or 0-9 or cat,dog)."
+    text("labels", None, what, flag_values=values)
     text("sampler", None, "The sampler; by default the config's.", flag_values=values)
     number("steps", None, "Sampler steps; by default the config's.", lower_bound=1, flag_values=values)
     real("cfg_scale", None, "Guidance scale, 1 for none; by default the config's.")

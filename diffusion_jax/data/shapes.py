@@ -144,7 +144,7 @@ class Shapes:
             key, _, value = option.partition("=")
             if key not in ("images", "shapes"):
                 raise UserError(f"data.name: shapes has no option {key!r}{did_you_mean(key, ('images', 'shapes'))}")
-            if not value.isdigit():
+            if not value.isdecimal():
                 raise UserError(f"data.name: shapes:{option} must be {key}=INTEGER")
             arguments[key] = int(value)
         return cls(**arguments)

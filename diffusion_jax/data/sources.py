@@ -9,13 +9,23 @@ MAX_BAD_IN_A_ROW = 100
 
 
 class BadImage(UserError):
-    """An image file or record that cannot be decoded; the message names it and the reason."""
+    """An image file or record that cannot be decoded; the message names it and the reason.
+
+    Attributes:
+      name: of the file or record.
+      reason: in one line.
+    """
+
+    name = ""
+    reason = ""
 
     @classmethod
     def of(cls, name: str, reason: str) -> "BadImage":
         """The error for the file or record `name`, with the reason in one line."""
         reason = " ".join(reason.split())
-        return cls(f"{name}: cannot be read ({reason}); repair or remove it, or set data.on_bad_image=skip")
+        error = cls(f"{name}: cannot be read ({reason}); repair or remove it, or set data.on_bad_image=skip")
+        error.name, error.reason = name, reason
+        return error
 
 
 class Source(Protocol):

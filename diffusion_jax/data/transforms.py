@@ -1,12 +1,14 @@
 """From an encoded photograph to a square uint8 array."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from PIL import Image
 
-from diffusion_jax.data.image_files import DECODING_ERRORS, open_image, orientation_of, parts_of
+from diffusion_jax.data.image_files import DECODING_ERRORS, Parts, open_image, orientation_of, parts_of, size_of
 from diffusion_jax.data.sources import BadImage
 from diffusion_jax.errors import UserError
 
@@ -25,6 +27,9 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+# Those of them that exchange width and height.
+LYING = (Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90)
 
 # Beyond this ratio of the sides an enlarged image would be far larger than its crop, which alone is then computed.
 THIN = 16
@@ -61,24 +66,28 @@ class ImageDecoder:
           BadImage: `data` is truncated, damaged or no such image.
           UserError: the crop is "celeba" and the image is not of that data set's size.
         """
-        try:
-            parts = parts_of(data)
+        parts = parts_of(data)
+        with _naming(name):
             image = to_channels(open_image(parts.pixels), self.channels)
-        except Image.UnidentifiedImageError:
-            raise BadImage.of(name, "not a JPEG, PNG or WebP image") from None
-        except DECODING_ERRORS as error:
-            raise BadImage.of(name, str(error)) from error
-        method = UPRIGHT.get(orientation_of(parts)) if self.exif_orientation else None
+        method = self._method(parts)
         if method is not None:
             image = image.transpose(method)
         if self.crop == "celeba":
-            if image.size != ALIGNED_FACE:
-                raise UserError(
-                    f"{name}: is {image.width}×{image.height} pixels, and data.crop=celeba is for the aligned "
-                    f"photographs of CelebA, {ALIGNED_FACE[0]}×{ALIGNED_FACE[1]}: set data.crop=adm"
-                )
+            _check_aligned(image.size, name)
             return face_crop(image, self.image_size).reshape(self.image_shape)
         return centre_crop(image, self.image_size).reshape(self.image_shape)
+
+    def check(self, data: bytes, name: str) -> None:
+        """Raises what decoding would, as far as the head of the file tells; arguments as of a call."""
+        parts = parts_of(data)
+        with _naming(name):
+            size = size_of(parts.pixels)
+        if self.crop == "celeba":
+            _check_aligned(size[::-1] if self._method(parts) in LYING else size, name)
+
+    def _method(self, parts: Parts) -> Image.Transpose | None:
+        """What makes the image upright, if anything must and may."""
+        return UPRIGHT.get(orientation_of(parts)) if self.exif_orientation else None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -87,6 +96,26 @@ class ImageDecoder:
     def __str__(self) -> str:
         orientation = "exif" if self.exif_orientation else "stored"
         return f"size={self.image_size} channels={self.channels} crop={self.crop} orientation={orientation}"
+
+
+@contextlib.contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Reports what a decoder raises as a `BadImage` of this name."""
+    try:
+        yield
+    except Image.UnidentifiedImageError:
+        raise BadImage.of(name, "not a JPEG, PNG or WebP image") from None
+    except DECODING_ERRORS as error:
+        raise BadImage.of(name, str(error)) from error
+
+
+def _check_aligned(size: tuple[int, int], name: str) -> None:
+    """Raises a UserError unless an image is as wide and high as the aligned photographs of CelebA."""
+    if size != ALIGNED_FACE:
+        raise UserError(
+            f"{name}: is {size[0]}×{size[1]} pixels, and data.crop=celeba is for the aligned photographs of CelebA, "
+            f"{ALIGNED_FACE[0]}×{ALIGNED_FACE[1]}: set data.crop=adm"
+        )
 
 
 def to_channels(image: Image.Image, channels: int) -> Image.Image:

@@ -77,7 +77,7 @@ class ImageFiles:
 
 def _order(path: epath.Path) -> list[tuple[int, int, str]]:
     """10.png comes after 9.png."""
-    return [(1, int(word), "") if word.isdigit() else (0, 0, word) for word in re.split(r"(\d+)", path.name)]
+    return [(1, int(word), "") if word.isdecimal() else (0, 0, word) for word in re.split(r"(\d+)", path.name)]
 
 
 def _read(path: epath.Path) -> np.ndarray:

@@ -63,16 +63,17 @@ class SampleFile:
 
     Args:
       path: the file.
+      beside_statistics: take images that are in a file of statistics, as those of ADM's references are.
 
     Attributes:
       labels: [N] integers, or None.
       info: what the program that wrote the file says of it: `diffusion-jax sample` adds a JSON string `info`.
 
     Raises:
-      UserError: no such file, a damaged one, or arrays of other names, dtypes, shapes or ranges.
+      UserError: no such file, a damaged one, one of statistics, or arrays of other names, dtypes, shapes or ranges.
     """
 
-    def __init__(self, path: epath.Path):
+    def __init__(self, path: epath.Path, beside_statistics: bool = False):
         self.path = path
         if not path.is_file():
             raise UserError(f"{path}: there is no such file; `diffusion-jax sample` writes samples.npz")
@@ -80,10 +81,15 @@ class SampleFile:
             names = {name.removesuffix(".npy") for name in archive.namelist()}
             if "arr_0" not in names:
                 raise UserError(f"{path}: has no images 'arr_0' (it has {', '.join(sorted(names))})")
+            if {"mu", "sigma"} <= names and not beside_statistics:
+                raise UserError(
+                    f"{path}: holds statistics (mu, sigma) beside images, so that it is a reference, not samples: name "
+                    "it by --reference"
+                )
             with archive.open("arr_0.npy") as stream:
                 shape, fortran_order, dtype = _header(stream)
             self.labels = _labels(archive, path) if "arr_1" in names else None
-            self.info = _info(archive) if "info" in names else {}
+            self.info = stated_info(archive) if "info" in names else {}
         if dtype != np.uint8:
             raise UserError(f"{path}: arr_0 is {dtype}; images are uint8 in 0…255, so quantise them before saving")
         if len(shape) != 4 or shape[3] != 3 or 0 in shape or fortran_order:
@@ -178,7 +184,7 @@ def open_image_set(
     """
     kind, _, rest = name.partition(":")
     if name.endswith(".npz"):
-        images = SampleFile(user_path(name))
+        images = SampleFile(user_path(name), beside_statistics=True)
         if images.image_shape != image_shape:
             ours, theirs = (f"{height}×{width}" for height, width, _ in (images.image_shape, image_shape))
             raise UserError(f"{name}: has images of {ours}, the samples are {theirs}; both must be of one size")
@@ -217,19 +223,24 @@ def grouped(labels: np.ndarray) -> bool:
 
 
 def check_range(images: np.ndarray, name: str) -> None:
-    """Refuses images in 0 … 1 that were cast to uint8; black ones pass, which broken models draw.
+    """Refuses images in 0 … 1 or −1 … 1 that were cast to uint8; black ones pass, which broken models draw.
 
     Args:
       images: uint8 [B, H, W, C], the first of a set.
       name: of the set.
 
     Raises:
-      UserError: the largest value of all is 1.
+      UserError: 1 is among the values, and all are 0 and 1, or 0, 1 and 255.
     """
     if images.max() == 1:
         raise UserError(
             f"{name}: the first {len(images)} images hold 0 and 1 alone; images are uint8 in 0…255, so multiply those "
             "in 0…1 by 255 before saving"
+        )
+    if ((images <= 1) | (images == 255)).all() and (images == 1).any():
+        raise UserError(
+            f"{name}: the first {len(images)} images hold 0, 1 and 255 alone, as those in −1…1 do that were cast to "
+            "uint8; save 127.5 (x + 1), rounded"
         )
 
 
@@ -251,13 +262,26 @@ def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     return np.lib.format.read_array_header_2_0(stream)
 
 
-def _info(archive: zipfile.ZipFile) -> dict[str, Any]:
+def stated_info(archive: zipfile.ZipFile) -> dict[str, Any]:
+    """What this library states in the member `info` of a .npz; nothing where another program put another `info`."""
     with archive.open("info.npy") as stream:
-        info = json.loads(str(np.lib.format.read_array(stream)))
+        shape, _, dtype = _header(stream)
+        if dtype.kind != "U" or shape:
+            return {}
+    with archive.open("info.npy") as stream:
+        text = str(np.lib.format.read_array(stream))
+    try:
+        info = json.loads(text)
+    except json.JSONDecodeError:
+        return {}
     return info if isinstance(info, dict) else {}
 
 
 def _labels(archive: zipfile.ZipFile, path: epath.Path) -> np.ndarray:
+    with archive.open("arr_1.npy") as stream:
+        dtype = _header(stream)[2]
+    if dtype.hasobject:
+        raise UserError(f"{path}: arr_1 is {dtype}; labels are integers")
     with archive.open("arr_1.npy") as stream:
         labels = np.lib.format.read_array(stream)
     if not np.issubdtype(labels.dtype, np.integer):

@@ -9,7 +9,7 @@ import numpy as np
 from etils import epath
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.evaluation.image_sets import DAMAGE, ImageSet, SampleFile, with_progress
+from diffusion_jax.evaluation.image_sets import DAMAGE, ImageSet, SampleFile, stated_info, with_progress
 from diffusion_jax.evaluation.metrics.feature_statistics import FeatureStatistics
 from diffusion_jax.evaluation.networks.combined_features import CombinedFeatures
 from diffusion_jax.evaluation.settings import ImageSettings
@@ -157,7 +157,7 @@ def read_reference(
         with open_to_read(path) as file, np.load(file, allow_pickle=False) as archive:
             names = set(archive.files)
             arrays = {key: archive[key] for keys in KEYS.values() for key in keys if key in names}
-            info = json.loads(str(archive["info"])) if "info" in names else {}
+            info = stated_info(archive.zip) if "info" in names and archive.zip else {}
             count = int(archive["n"]) if "n" in names else None
             rows = {tap: archive[key] for tap, key in KEPT_KEYS.items() if key in names and tap in extractor.widths}
     except FileNotFoundError:
@@ -175,7 +175,7 @@ def read_reference(
     digest = sha256_of(path)
     absent = [tap for tap in KEPT_KEYS if tap in extractor.widths and tap not in rows]
     if absent and "arr_0" in names:
-        measured = [extractor.measure(batch["image"]) for batch in SampleFile(path).batches()]
+        measured = [extractor.measure(batch["image"]) for batch in SampleFile(path, beside_statistics=True).batches()]
         rows |= {tap: np.concatenate([each[tap] for each in measured]) for tap in absent}
     features, embeddings = (rows.get(tap) for tap in KEPT_KEYS)
     facts = {

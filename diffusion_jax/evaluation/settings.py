@@ -145,7 +145,7 @@ class EvaluateConfig(ScoringConfig):
 
     Attributes:
       num: number of samples.
-      labels: their classes: "balanced", "uniform", a range or a list.
+      labels: their classes: "balanced", "uniform", or a list of numbers, ranges and names of classes.
       best: the metric by which the best checkpoint is kept beside the newest ones; None keeps none.
     """
 

@@ -90,7 +90,7 @@ class Checkpoints:
             raise UserError(f"{self.folder}: there is no whole checkpoint; train first")
         if step == "latest":
             return steps[-1]
-        if not str(step).isdigit() or int(step) not in steps:
+        if not str(step).isdecimal() or int(step) not in steps:
             raise UserError(
                 f"step {step}: {self.folder} has no such checkpoint; there are {', '.join(map(str, steps))}"
             )

@@ -137,7 +137,7 @@ class RunFolder:
         folder = self.path / "samples"
         if not folder.is_dir():
             return None
-        steps = sorted(path for path in folder.iterdir() if path.stem.isdigit() and path.suffix == ".png")
+        steps = sorted(path for path in folder.iterdir() if path.stem.isdecimal() and path.suffix == ".png")
         return steps[-1].read_bytes() if steps else None
 
     def write_evaluation(self, step: int, result: dict[str, Any]) -> None:

@@ -36,7 +36,8 @@ class SampleRequest:
 
     Attributes:
       num: number of samples; None means the number of `labels` or of values in `fields`.
-      labels: the classes: "balanced" (the default), "uniform", a range "0-9", a list "3,3,7", or integers.
+      labels: the classes: "balanced" (the default), "uniform", a list "3,3,7" of numbers, ranges "0-9" and names of
+        classes (see `parse_labels`), or such numbers and names as a sequence.
       fields: of a model of another condition than labels, the values [num] of the fields that its conditioner reads.
       seed: of the samples, 0 ≤ seed < 2³²; sample i is a function of (weights, its request, seed, i).
       sampler: the name of the sampler.
@@ -59,7 +60,7 @@ class SampleRequest:
     """
 
     num: int | None = None
-    labels: str | Sequence[int] | None = None
+    labels: str | Sequence[int | str] | None = None
     fields: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
     seed: int = 0
     sampler: str | None = None
@@ -137,8 +138,9 @@ class SampleRequest:
         if self.labels is None or isinstance(self.labels, str):
             text = self.labels
         else:
-            text = ",".join(str(int(label)) for label in self.labels)
-        labels = choose_labels(stream.labelled, text, self.count, system.facts.num_classes, self.seed)
+            text = ",".join(label if isinstance(label, str) else str(int(label)) for label in self.labels)
+        facts = system.facts
+        labels = choose_labels(stream.labelled, text, self.count, facts.num_classes, self.seed, facts.class_names)
         return labelled_requests(labels)
 
     @property

@@ -77,7 +77,8 @@ def default_requests(system: DiffusionSystem, num: int, seed: int, labels: str =
     """
     reads = type(system.conditioner).reads
     if set(reads) <= {"label"}:
-        return labelled_requests(parse_labels(labels, num, system.facts.num_classes, seed))
+        facts = system.facts
+        return labelled_requests(parse_labels(labels, num, facts.num_classes, seed, facts.class_names))
     source = open_source(system.data, reads)
     records = [source[i % len(source)] for i in range(num)]
     return Requests(num, {name: [record[name] for record in records] for name in reads})

@@ -14,6 +14,7 @@ from etils import epath
 
 from diffusion_jax.data import Feed, Source, batches, open_source
 from diffusion_jax.data.facts import DatasetFacts
+from diffusion_jax.data.survey import classes_of, survey
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.frozen import Frozen
 from diffusion_jax.models.layers.attention_kernels import attention_kernel, platform_kernel
@@ -56,6 +57,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, how: Start
     """
     kind, folder = kind_of(config), RunFolder(workdir)
     source = open_source(kind.schema["data"].build("data", config.data), kind.system.reads(config))
+    notes = survey(source)
     stage: Stage = STAGES[kind.name](config, DatasetFacts.of(source))
     settings, mesh = stage.train, stage.mesh
     rows = local_rows(mesh, settings.batch_size)
@@ -85,10 +87,12 @@ def _train(
     if processes.is_main():
         folder.write_config(config)
         write_parameter_table(folder.path, abstract.model)
+        print(*notes, sep="\n", end="\n" * bool(notes), file=sys.stderr)
         parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract.model))
         print(
             f"{'resuming at' if step else 'starting at'} step {step} of {settings.steps}: "
-            f"{parameters:,} parameters, {len(source):,} images, mesh {dict(mesh.shape)}, {kernel} attention",
+            f"{parameters:,} parameters, {len(source):,} images of {classes_of(source)}, "
+            f"mesh {dict(mesh.shape)}, {kernel} attention",
             file=sys.stderr,
         )
         for doubt in doubts(config):

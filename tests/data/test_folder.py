@@ -34,6 +34,7 @@ def test_class_folders_in_name_order(tmp_path):
         (tmp_path / ignored).parent.mkdir(exist_ok=True)
         (tmp_path / ignored).write_bytes(b"ignored")
     source = opened(tmp_path)
+    assert source.passed_over == {".txt": 1, ".csv": 1, ".gif": 1}
     assert source.class_names == ("Ant", "cat", "dog")
     assert (source.num_classes, len(source), source.image_shape) == (3, 5, (4, 4, 3))
     assert contents(source) == [(4, 0), (2, 1), (3, 1), (1, 2), (0, 2)]
@@ -108,6 +109,46 @@ def test_undivided_folder_is_its_own_train_and_all_split(tmp_path):
     assert contents(opened(tmp_path, "train")) == contents(opened(tmp_path, "all")) == [(1, 0)]
     with pytest.raises(UserError, match=r"data.split='test': .* data.split=all reads all"):
         opened(tmp_path, "test")
+
+
+@pytest.mark.parametrize(
+    ("training", "testing"), [("Train", "Test"), ("training", "testing"), ("TRAINING", "validation"), ("train", "Val")]
+)
+def test_split_folders_under_other_names(tmp_path, training, testing):
+    save(tmp_path / training / "a/1.png", 1)
+    save(tmp_path / testing / "b/2.png", 2)
+    source = opened(tmp_path, "train")
+    assert contents(source) == [(1, 0)] and source.class_names == ("a",)
+    split = "test" if testing.lower().startswith("test") else "val"
+    assert contents(opened(tmp_path, split)) == contents(opened(tmp_path, testing)) == [(2, 0)]
+
+
+def test_a_split_that_may_be_either_of_two_folders(tmp_path):
+    for number, name in enumerate(["train", "val", "validation"]):
+        save(tmp_path / name / "a/1.png", number)
+    assert contents(opened(tmp_path, "val")) == [(1, 0)] and contents(opened(tmp_path, "validation")) == [(2, 0)]
+    with pytest.raises(
+        UserError, match=r"data\.split='valid': may be any of val, validation in .*; name it as written"
+    ):
+        opened(tmp_path, "valid")
+
+
+@pytest.mark.parametrize("folders", [("images/train/a", "images/val/a"), ("a/Training", "a/testing")])
+def test_splits_a_level_down_are_refused(tmp_path, folders):
+    for folder in folders:
+        save(tmp_path / folder / "1.png")
+    (tmp_path / "annotations").mkdir()
+    above = tmp_path / folders[0].split("/")[0]
+    splits = ", ".join(folder.split("/")[1] for folder in folders)
+    with pytest.raises(UserError, match=rf"^{above}: holds the splits {splits}, .* \(data\.name=folder:{above}\)"):
+        opened(tmp_path)
+
+
+def test_a_class_may_hold_one_folder_named_like_a_split(tmp_path):
+    save(tmp_path / "vehicles/train/1.png", 1)
+    save(tmp_path / "vehicles/plane/2.png", 2)
+    save(tmp_path / "Training/3.png", 3)  # a class of photographs of training
+    assert sorted(contents(opened(tmp_path))) == [(1, 1), (2, 1), (3, 0)]
 
 
 def test_train_may_be_a_class_of_vehicles(tmp_path):

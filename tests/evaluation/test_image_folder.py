@@ -23,6 +23,8 @@ def test_files_come_in_the_order_of_their_numbers(tmp_path):
     assert files.describe()["lossy_files"] == 0
     save(tmp_path, "12.jpg", images[0])
     assert ImageFiles(tmp_path).describe()["lossy_files"] == 1
+    save(tmp_path, "²1.png", images[0])  # a digit to Unicode, and no number
+    assert [path.name for path in ImageFiles(tmp_path).paths][-2:] == ["12.jpg", "²1.png"]
 
 
 def test_other_images_are_refused(tmp_path):

@@ -72,6 +72,11 @@ def test_labels_may_be_absent(tmp_path):
         ({"arr_0": some_images(4), "arr_1": np.zeros(3, int)}, r"arr_1 has shape \[3\]; 4 images need \[4\]"),
         ({"arr_0": some_images(4), "arr_1": np.eye(4, dtype=int)}, r"arr_1 has shape \[4, 4\]"),
         ({"arr_0": some_images(4), "arr_1": np.zeros(4)}, "arr_1 is float64; labels are integers"),
+        ({"arr_0": some_images(4), "arr_1": np.full(4, None)}, "arr_1 is object; labels are integers"),
+        (
+            {"arr_0": some_images(4), "mu": np.zeros(4), "sigma": np.eye(4)},
+            r"is a reference, not samples: .*--reference",
+        ),
     ],
 )
 def test_refuses_other_arrays(tmp_path, arrays, message):
@@ -89,6 +94,27 @@ def test_refuses_images_in_zero_to_one(tmp_path):
         SampleFile(path)
     np.savez(path, 0 * images)
     assert SampleFile(path).count == 300
+
+
+def test_refuses_images_in_minus_one_to_one(tmp_path):
+    path = tmp_path / "samples.npz"
+    images = np.clip(np.random.default_rng(0).normal(size=(300, *SHAPE)), -1, 1).astype(np.int8).astype(np.uint8)
+    assert np.array_equal(np.unique(images), [0, 1, 255])
+    np.savez(path, images)
+    with pytest.raises(UserError, match=r"the first 256 images hold 0, 1 and 255 alone, .*−1…1.* 127\.5 \(x \+ 1\)"):
+        SampleFile(path)
+    np.savez(path, 255 * (images == 1).astype(np.uint8))
+    assert SampleFile(path).count == 300  # drawings in black and white
+    images[0, 0, 0, 0] = 2
+    np.savez(path, images)
+    assert SampleFile(path).count == 300
+
+
+@pytest.mark.parametrize("info", ["a poem", {"a": 1}, np.arange(3), '["list"]', np.array(["{}", "{}"])])
+def test_what_another_program_calls_info_is_passed_over(tmp_path, info):
+    path = tmp_path / "samples.npz"
+    np.savez(path, arr_0=some_images(4), info=np.array(info))
+    assert SampleFile(path).info == {} and SampleFile(path).count == 4
 
 
 def test_refuses_what_is_not_there_or_no_archive(tmp_path):

@@ -63,8 +63,9 @@ def test_mistakes_are_named(run, tmp_path):
         reconstruct(run, tmp_path / "a", 0.5, "latest")
     with pytest.raises(UserError, match="no snapshots; train with"):
         reconstruct(tmp_path, tmp_path / "a", 0.1, "latest")
-    with pytest.raises(UserError, match=r"step 99: .* has no such checkpoint"):
-        reconstruct(run, tmp_path / "a", 0.1, "99")
+    for step in ("99", "²"):
+        with pytest.raises(UserError, match=rf"step {step}: .* has no such checkpoint"):
+            reconstruct(run, tmp_path / "a", 0.1, step)
     with pytest.raises(UserError, match="checkpoints are already there"):
         reconstruct(run, run, 0.1, "latest")
     with pytest.raises(UserError, match="set both or neither"):

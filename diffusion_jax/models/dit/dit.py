@@ -63,7 +63,7 @@ def dit_config(variant: str) -> dict[str, int]:
       UserError: no such variant.
     """
     size, _, patch = variant.partition("/")
-    if size not in DIT_SIZES or not patch.isdigit() or int(patch) < 1:
+    if size not in DIT_SIZES or not patch.isdecimal() or int(patch) < 1:
         raise UserError(f"no DiT variant '{variant}': use S, B, L or XL, a slash and the patch size, as in 'XL/2'")
     return {**DIT_SIZES[size]._asdict(), "patch_size": int(patch)}
 

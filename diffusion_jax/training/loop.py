@@ -57,7 +57,9 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, how: Start
     """
     kind, folder = kind_of(config), RunFolder(workdir)
     source = open_source(kind.schema["data"].build("data", config.data), kind.system.reads(config))
-    notes = survey(source)
+    for note in survey(source):
+        if processes.is_main():
+            print(note, file=sys.stderr)
     stage: Stage = STAGES[kind.name](config, DatasetFacts.of(source))
     settings, mesh = stage.train, stage.mesh
     rows = local_rows(mesh, settings.batch_size)
@@ -87,7 +89,6 @@ def _train(
     if processes.is_main():
         folder.write_config(config)
         write_parameter_table(folder.path, abstract.model)
-        print(*notes, sep="\n", end="\n" * bool(notes), file=sys.stderr)
         parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract.model))
         print(
             f"{'resuming at' if step else 'starting at'} step {step} of {settings.steps}: "

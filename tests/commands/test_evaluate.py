@@ -93,7 +93,8 @@ def test_a_reference_that_holds_the_test_digits_leaves_nothing_to_compare_with(r
 def test_a_result_that_cannot_be_written_is_not_measured(run, home, tmp_path, flag, capsys, monkeypatch):
     monkeypatch.setattr(scoring, "open_scorer", None)
     places = {"out": tmp_path / "out.json"} | {flag: home / "samples.npz" / "result"}
-    with pytest.raises(UserError, match=rf"^--{flag.replace('_', '-')} .*result: cannot be written \(Not a directory\)"):
+    named = flag.replace("_", "-")
+    with pytest.raises(UserError, match=rf"^--{named} .*result: cannot be written \(Not a directory\)"):
         run(samples=home / "samples.npz", reference="digits", **places)
     with pytest.raises(UserError, match=r"cannot be written \(Is a directory\)"):
         run(samples=home / "samples.npz", reference="digits", out=tmp_path, overwrite=True)

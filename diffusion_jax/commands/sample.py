@@ -88,8 +88,8 @@ def run(values: flags.FlagValues) -> None:
     archive = out / "samples.npz"
     if archive.exists() and not values.overwrite:
         raise UserError(f"--out {out}: samples.npz is already there; use another folder or --overwrite")
-    check_writable(archive, "--out")
     drawn = open_run(values.workdir, values.step).draw(sample_request(values))
+    check_writable(archive, "--out")  # last, so that a mistake leaves no folder
     shown: list[np.ndarray] = []
     for batch in SavedImages(drawn, archive).batches():
         shown.extend(batch["image"][: GRID - len(shown)])

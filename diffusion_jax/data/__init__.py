@@ -106,7 +106,7 @@ def open_source(config: DataConfig, reads: Sequence[str] = ()) -> Source:
             split=config.split,
             image_size=config.image_size,
             channels=config.channels,
-            annotations=[name for name in ANNOTATIONS if name in {*config.annotations, *reads}],
+            annotations=dict.fromkeys((*config.annotations, *(name for name in ANNOTATIONS if name in reads))),
         )
     elif kind == "folder" and place:
         source = ImageFolder(place, config.split, decode)

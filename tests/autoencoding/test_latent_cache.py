@@ -285,19 +285,19 @@ def test_a_vq_autoencoder_has_a_mean_alone(tmp_path, images):
     assert metadata.moments == ("mean",) and set(open_source(reading(tmp_path, flip=False))[0]) == {"mean", "label"}
     system = make_system(reading(tmp_path), {"name": "vq", **dataclasses.asdict(config)})
     record, noise = open_source(reading(tmp_path))[0], np.ones((1, 8, 8, 3), np.float32)
-    drawn = system.load_frozen().draw({"mean": record["mean"][None]}, noise)
+    drawn = system.load_frozen().first_stage.draw({"mean": record["mean"][None]}, noise)
     np.testing.assert_allclose(drawn, 2 * record["mean"][None])
 
 
 def test_training_refuses_a_cache_of_another_autoencoder(cache, first_stage, section, other_section):
     stored = encoder_fingerprint(first_stage, SIZE)
     assert make_system(reading(cache), section).facts.encoder == stored
-    make_system(reading(cache), {**section, "scale": 3.0, "dtype": "bfloat16"}).load_first_stage()
+    make_system(reading(cache), {**section, "scale": 3.0, "dtype": "bfloat16"}).load_frozen()
     system = make_system(reading(cache), other_section)
     with pytest.raises(UserError, match=rf"^cache:.* holds latents of encoder {stored}, the section 'auto.* \w+: set"):
         system.load_frozen()
     with pytest.raises(UserError, match="autoencoder 'identity' has none"):
-        make_system(reading(cache), {"name": "identity"}).load_first_stage()
+        make_system(reading(cache), {"name": "identity"}).load_frozen()
     assert make_system(DataConfig("digits", 8), {"name": "identity"}).facts.encoder is None
 
 
@@ -306,7 +306,7 @@ def test_sampling_refuses_another_autoencoder_than_that_of_the_cache(cache, sect
     facts = DatasetFacts.from_json(json.loads(json.dumps(make_system(reading(cache), section).facts.to_json())))
     assert facts == make_system(reading(cache), section).facts and facts.encoder is not None
     with pytest.raises(UserError, match=rf"^cache:.* holds latents of encoder {facts.encoder}, the section 'autoenc"):
-        DiffusionSystem(make_system(reading(cache), other_section).config, facts).load_first_stage()
+        DiffusionSystem(make_system(reading(cache), other_section).config, facts).load_frozen()
     older = {"num_classes": 3, "class_names": ["a", "b", "c"], "identity": "photographs"}
     assert DatasetFacts.from_json(older).encoder is None
 
@@ -322,7 +322,7 @@ def test_channels_of_a_cache_are_normalised_by_its_own_statistics(cache, section
     stored = LatentStatistics.from_json(latents.metadata.statistics)
     keys = {"normalize": "channel", "channel_mean": stored.mean.tolist(), "channel_std": stored.std.tolist()}
     config = {**section, **{key: tuple(v) if isinstance(v, list) else v for key, v in keys.items()}}
-    first_stage = make_system(reading(cache), config).load_first_stage()
+    first_stage = make_system(reading(cache), config).load_frozen().first_stage
     records = [latents[i] for i in range(IMAGES)]
     drawn = []
     for prefix in ("", "mirrored_"):
@@ -360,7 +360,7 @@ def test_mistakes_are_one_line(tmp_path, cache):
         open_source(reading(tmp_path))
     values = json.loads((cache / "metadata.json").read_text())
     (tmp_path / "metadata.json").write_text(json.dumps({**values, "format": 99}))
-    with pytest.raises(UserError, match="is of format 99, this version reads 1"):
+    with pytest.raises(UserError, match="is of format 99, this version reads 2"):
         CacheMetadata.read(tmp_path)
     (tmp_path / "metadata.json").write_text("{")
     with pytest.raises(UserError, match=r"metadata.json is damaged \(.*\): encode again"):

@@ -130,7 +130,6 @@ def test_a_config_opens_it():
         "label": (4,),
         "boxes": (4, 3, 4),
         "box_labels": (4, 3),
-        "caption": (4,),
         "mask": (4, 32, 32),
         "segmentation": (4, 32, 32),
     }
@@ -148,7 +147,6 @@ def test_a_config_opens_it():
         ({"image_size": 8}, r"data\.image_size=8: shapes need at least 16 pixels"),
         ({"split": "tset"}, r"data\.split='tset': shapes has no such split; did you mean 'test'"),
         ({"annotations": ("box",)}, r"data\.annotations: 'box' is not known; did you mean 'boxes'"),
-        ({"annotations": ("boxes",), "flip": True}, r"data\.flip mirrors images but not their data\.annotations"),
         ({"name": "digits", "annotations": ("boxes",)}, r"data\.annotations=\('boxes',\): 'digits' has none"),
     ],
 )

@@ -12,7 +12,7 @@ from diffusion_jax.parallel.mesh import MeshConfig, make_mesh
 from diffusion_jax.runs.schemas import DIFFUSION_SCHEMA
 from diffusion_jax.runs.system import DiffusionSystem
 from diffusion_jax.training.diffusion_state import abstract_state, new_state
-from diffusion_jax.training.diffusion_step import make_train_step
+from diffusion_jax.training.diffusion_step import make_train_step, training_loss
 
 
 def make_system(alignment=None, model=None, data=None, loss=None, **train):
@@ -78,7 +78,7 @@ def test_times_and_noises_are_those_of_a_run_without_alignment():
     aligned, alone = make_system(model=REPA), make_system(alignment={"name": "none"}, model=REPA)
     x0, features = jax.random.normal(jax.random.key(0), (8, 8, 8, 1)), batch()["features"]
     (loss, aux), (plain, parts) = (
-        system.training_loss(Network(), x0, None, jnp.int32(3), jnp.arange(8), None, features)
+        training_loss(system, Network(), x0, None, jnp.int32(3), jnp.arange(8), None, features)
         for system in (aligned, alone)
     )
     np.testing.assert_allclose(loss, plain + 0.5 * aux["alignment"], rtol=1e-5)
@@ -98,4 +98,4 @@ def test_what_cannot_be_aligned_is_named():
     system = make_system(model=REPA)
     row = jnp.arange(8)
     with pytest.raises(UserError, match=r"alignment 'repa' needs batches with 'features' \[B, N, Z\]"):
-        system.training_loss(None, jnp.zeros((8, 8, 8, 1)), None, jnp.int32(0), row, None)
+        training_loss(system, None, jnp.zeros((8, 8, 8, 1)), None, jnp.int32(0), row, None)

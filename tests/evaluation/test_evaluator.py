@@ -234,7 +234,7 @@ def test_references_survive_being_stored(reference, tmp_path):
 def test_a_reference_that_keeps_images_has_all_that_the_program_of_adm_reads(real_file, tmp_path):
     path = tmp_path / "VIRTUAL.npz"
     write_reference(path, reference_from_images(SampleFile(real_file), Projection(), keep=40, keep_images=True))
-    (chosen,) = (batch["image"] for batch in SampleFile(path).batches())
+    (chosen,) = (batch["image"] for batch in SampleFile(path, beside_statistics=True).batches())
     assert np.array_equal(chosen, some_images(0)[np.arange(40) * COUNT // 40])
     with np.load(path) as archive:
         assert {"arr_0", "mu", "sigma", "mu_s", "sigma_s"} <= set(archive.files)

@@ -17,9 +17,21 @@ import diffusion_jax
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import absolute, user_path
 from diffusion_jax.parallel.partition import path_name
+from diffusion_jax.runs.late_errors import late_errors_dropped
 
 # What TensorStore says of files that are cut short or changed, as against arrays of another model.
-DAMAGE = ("DATA_LOSS", "CRC", "checksum", "orrupt", "OUT_OF_RANGE", "Error reading", "Error decoding", "Failed to read")
+DAMAGE = (
+    "OSError",
+    "FileNotFoundError",
+    "DATA_LOSS",
+    "CRC",
+    "checksum",
+    "orrupt",
+    "OUT_OF_RANGE",
+    "Error reading",
+    "Error decoding",
+    "Failed to read",
+)
 
 
 class Checkpoints:
@@ -101,7 +113,7 @@ class Checkpoints:
         try:
             return self.manager.restore(step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore()))["metadata"]
         except (KeyError, ValueError, OSError) as error:
-            raise self._damaged(step, error) from error
+            raise self._damaged(step, _reason(error)) from error
 
     def read(self, step: int, items: Mapping[str, Any]) -> dict[str, Any]:
         """Reads items of a checkpoint onto whatever mesh the abstract arrays name.
@@ -119,23 +131,23 @@ class Checkpoints:
         wanted = {
             name: ocp.args.StandardRestore(_by_name(tree)) for name, tree in items.items() if jax.tree.leaves(tree)
         }
-        try:
-            restored = self.manager.restore(step, args=ocp.args.Composite(**wanted))
-        except OSError as error:
-            raise self._damaged(step, error) from error
-        except (KeyError, ValueError) as error:
-            reason = " ".join(str(error).split())[:300]
+        restored: dict[str, Any] = {}
+        with late_errors_dropped() as failed:
+            try:
+                restored = self.manager.restore(step, args=ocp.args.Composite(**wanted))
+            except (OSError, KeyError, ValueError) as error:
+                failed.append(_reason(error))
+        for reason in failed:
             if any(word in reason for word in DAMAGE):
-                raise self._damaged(step, error) from error
-            raise UserError(f"{self.folder / str(step)} does not fit this model: {reason}") from error
+                raise self._damaged(step, reason)
+            raise UserError(f"{self.folder / str(step)} does not fit this model: {reason}")
         return {name: _like(tree, restored[name]) if name in wanted else tree for name, tree in items.items()}
 
-    def _damaged(self, step: int, error: Exception) -> UserError:
+    def _damaged(self, step: int, reason: str) -> UserError:
         """The error for a checkpoint that cannot be read, with the step to take in its place."""
-        reason = " ".join(str(error).split())[:300]
         older = [each for each in self.steps() if each < step]
         way = f"take the older --step or --resume-step {older[-1]}" if older else "there is no older one"
-        return UserError(f"{self.folder / str(step)} is damaged ({type(error).__name__}: {reason}): {way}")
+        return UserError(f"{self.folder / str(step)} is damaged ({reason}): {way}")
 
     def wait(self) -> None:
         """Returns once everything saved is on disk."""
@@ -144,6 +156,11 @@ class Checkpoints:
     def close(self) -> None:
         """Finishes pending writes and stops the writing threads."""
         self.manager.close()
+
+
+def _reason(error: Exception) -> str:
+    """What an error says, in a line of bounded length."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _by_name(tree: Any) -> dict[str, Any]:

@@ -1,6 +1,9 @@
 """Runs that went wrong: what is not saved, what is called good, and the way on."""
 
+import gc
 import shutil
+import sys
+import time
 
 import jax
 import numpy as np
@@ -82,7 +85,7 @@ def test_a_second_run_in_a_folder_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["metadata missing", "metadata empty", "arrays cut"])
-def test_a_damaged_checkpoint_is_named_with_the_older_one(tmp_path, damage):
+def test_a_damaged_checkpoint_is_named_with_the_older_one_and_nothing_else_is_said(tmp_path, damage, monkeypatch):
     train(tmp_path, train__steps=2)
     newest = tmp_path / "checkpoints" / "2"
     if damage == "metadata missing":
@@ -93,4 +96,9 @@ def test_a_damaged_checkpoint_is_named_with_the_older_one(tmp_path, damage):
         for path in newest.rglob("d/*"):
             path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match=r"checkpoints/2 is damaged .*: take the older --step or --resume-step 1$"):
+        heard = []
+        monkeypatch.setattr(sys, "unraisablehook", heard.append)
         dj.open_run(tmp_path).sample(2, steps=2)
+    gc.collect()
+    time.sleep(0.3)
+    assert heard == []
